@@ -1,0 +1,44 @@
+"""Errors that a user can act on: what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class ViaptError(Exception):
+    """A problem with the user's input, files or environment; never a bug of ours.
+
+    The command line prints it as one paragraph and exits with code 2.
+
+    Args:
+        found: what is wrong, with the offending value.
+        expected: what would have been right.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, found: str, *, expected: str = "", remedy: str = "") -> None:
+        self.found, self.expected, self.remedy = found, expected, remedy
+        parts = [found, f"Expected: {expected}" if expected else "", f"To do: {remedy}" if remedy else ""]
+        super().__init__(" ".join(part if part.endswith((".", "!", "?")) else part + "." for part in parts if part))
+
+
+class ConfigError(ViaptError):
+    """An argument, option or configuration value is wrong."""
+
+
+class DataError(ViaptError):
+    """Images, labels, splits or data files are missing or wrong."""
+
+
+class BackboneError(ViaptError):
+    """A backbone cannot be built, or is not one that is supported."""
+
+
+class ArtifactError(ViaptError):
+    """A saved adapter or checkpoint cannot be read, or does not fit."""
+
+
+class TrainingError(ViaptError):
+    """Training cannot start or go on, for instance because the loss is not finite."""
+
+
+class FetchError(ViaptError):
+    """A packaged download failed, or is not what it should be."""
