@@ -1,0 +1,126 @@
+"""Any `timm.models.vision_transformer.VisionTransformer` as a frozen backbone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import timm.data
+import torch
+from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from viapt.backbones.base import Backbone, Preprocessing, Tokens
+from viapt.errors import BackboneError
+
+Resampler = Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+class TimmViT(Backbone):
+    """A plain loop patch_embed -> _pos_embed -> patch_drop -> norm_pre -> blocks -> norm -> pool, bit-identical to timm's own forward.
+
+    Args:
+        vit: the module; it is frozen in place, its classifier is not used.
+        name: how `create_model` was asked for it, or None.
+        image_size: (height, width) to change to, or None for the weights' own.
+        resample_position: (patch position embedding (1, h * w, d), new grid) -> (1, h' * w', d), or None for timm's.
+
+    Raises:
+        BackboneError: for another class of model, or an image size that does not suit the patches.
+    """
+
+    def __init__(
+        self,
+        vit: nn.Module,
+        *,
+        name: str | None = None,
+        image_size: tuple[int, int] | None = None,
+        resample_position: Resampler | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(vit, VisionTransformer):
+            raise BackboneError(
+                f"The backbone is a {type(vit).__module__}.{type(vit).__name__}",
+                expected="a timm.models.vision_transformer.VisionTransformer (ViT, DeiT, DeiT-3, DINOv2, CLIP, SigLIP, FlexiViT ...)",
+                remedy="choose one of viapt.list_backbones(), or write an adapter: a subclass of viapt.backbones.base.Backbone",
+            )
+        self.vit = vit
+        self.name = name
+        self.dim, self.depth = vit.embed_dim, len(vit.blocks)
+        self.patch_size = tuple(vit.patch_embed.patch_size)
+        self.fingerprint = fingerprint(vit)
+        if image_size is not None:
+            resize(vit, image_size, resample_position)
+        self.preprocessing = preprocessing_of(vit)
+        self.freeze()
+
+    @property
+    def feature_dim(self) -> int:
+        return self.vit.num_features
+
+    def embed(self, images: Float[Tensor, "batch 3 height width"], num_prompts: int) -> Tokens:
+        vit = self.vit
+        x = vit.patch_embed(images.to(vit.patch_embed.proj.weight.dtype))
+        grid = (x.shape[1], x.shape[2]) if x.ndim == 4 else vit.patch_embed.grid_size
+        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x)))
+        k = vit.num_prefix_tokens
+        return Tokens(prefix=x[:, :k], patches=x[:, k:], grid=(int(grid[0]), int(grid[1])))
+
+    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
+        return self.vit.blocks[layer](tokens)
+
+    def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:
+        return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 over names, shapes, types and bytes of a module's weights, its classifier left out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if name.startswith("head."):
+            continue
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def preprocessing_of(vit: VisionTransformer) -> Preprocessing:
+    """The weights' own data configuration, at the image size that the model now has."""
+    config = timm.data.resolve_data_config({}, model=vit)
+    height, width = vit.patch_embed.img_size or config["input_size"][1:]
+    return Preprocessing(
+        image_size=(int(height), int(width)),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop_pct=float(config["crop_pct"]),
+        crop_mode=config["crop_mode"],
+    )
+
+
+def resize(vit: VisionTransformer, image_size: tuple[int, int], resample_position: Resampler | None) -> None:
+    """Change image size and position grid in place.
+
+    Raises:
+        BackboneError: if a side is no multiple of the patch.
+    """
+    for side, patch in zip(image_size, vit.patch_embed.patch_size, strict=True):
+        if side % patch or side <= 0:
+            raise BackboneError(
+                f"The image size {image_size[0]} x {image_size[1]} does not divide into patches of {patch} pixels",
+                expected=f"multiples of {patch}",
+                remedy=f"for instance {max(1, round(side / patch)) * patch}",
+            )
+    if tuple(image_size) == tuple(vit.patch_embed.img_size or ()):
+        return
+    old = vit.pos_embed
+    if resample_position is None or old is None:
+        vit.set_input_size(img_size=tuple(image_size))
+        return
+    k = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    vit.patch_embed.set_input_size(img_size=tuple(image_size))
+    patches = resample_position(old.detach()[:, k:], vit.patch_embed.grid_size)
+    vit.pos_embed = nn.Parameter(torch.cat([old.detach()[:, :k], patches], dim=1), requires_grad=False)

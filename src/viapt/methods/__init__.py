@@ -1,0 +1,64 @@
+"""Prompt methods: every module here that defines a named `PromptMethod` is found by itself."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from viapt.errors import ConfigError
+from viapt.methods.base import PromptMethod, arguments
+
+
+def _discover() -> dict[str, type[PromptMethod]]:
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    classes = [value for module in modules for value in vars(module).values() if inspect.isclass(value)]
+    found = {c.name: c for c in classes if issubclass(c, PromptMethod) and not inspect.isabstract(c)}
+    return dict(sorted(found.items()))
+
+
+METHODS = _discover()
+
+
+def list_methods() -> list[str]:
+    """Names of the prompt methods, as `create_model(method=...)` takes them."""
+    return list(METHODS)
+
+
+def method_class(name: str) -> type[PromptMethod]:
+    """The class behind a name.
+
+    Raises:
+        ConfigError: if there is none, with the closest names.
+    """
+    if name not in METHODS:
+        raise ConfigError(
+            f"There is no method {name!r}", expected=f"one of {', '.join(METHODS)}", remedy=did_you_mean(name, METHODS)
+        )
+    return METHODS[name]
+
+
+def create_method(name: str, dim: int, depth: int, patch_size: tuple[int, int], **options: Any) -> PromptMethod:
+    """Build a method from its name and keyword arguments (lists, as JSON has them, serve as tuples).
+
+    Raises:
+        ConfigError: unknown method, unknown argument, or a value out of range.
+    """
+    cls = method_class(name)
+    known = arguments(cls)
+    for key in options:
+        if key not in known:
+            raise ConfigError(
+                f"{name} has no argument {key!r}",
+                expected=f"one of {', '.join(known)}" if known else "no arguments",
+                remedy=did_you_mean(key, known),
+            )
+    return cls(dim, depth, patch_size, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """A suggestion for a misspelt word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else ""

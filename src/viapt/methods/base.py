@@ -1,0 +1,80 @@
+"""What every prompt method is: tokens that enter the first block, and what becomes of them before each later one."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PromptMethod(nn.Module, ABC):
+    """Prompt tokens for a frozen transformer. One file per method; the constructor's keyword arguments are its whole configuration.
+
+    A subclass sets `name`, takes `(dim, depth, patch_size, *, ...)`, and keeps each keyword argument in an attribute of the same name.
+
+    Attributes:
+        num_prompts: p, prompt tokens in the sequence.
+        num_instance_prompts: lambda, how many of them are sampled, 0 <= lambda <= p.
+        batch_dependent: whether an image's answer depends on the other images of its batch.
+        learning_rate: of AdamW, where the user names none; chosen on validation data (docs/log.md).
+    """
+
+    name: ClassVar[str]
+    learning_rate: ClassVar[float] = 3e-3
+    num_prompts: int = 0
+    num_instance_prompts: int = 0
+    batch_dependent: bool = False
+
+    def __init__(self, dim: int, depth: int, patch_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.dim, self.depth, self.patch_size = dim, depth, patch_size
+
+    @abstractmethod
+    def start(
+        self,
+        patches: Float[Tensor, "batch n dim"],
+        grid: tuple[int, int],
+        noise: Float[Tensor, "batch lambda_ dim"] | None,
+    ) -> Float[Tensor, "batch p dim"]:
+        """The prompts that enter block 0, given the embedded image and, to sample, standard normal `noise` (None: the mean)."""
+
+    @abstractmethod
+    def carry(self, layer: int, prompts: Float[Tensor, "batch p dim"]) -> Float[Tensor, "batch p dim"]:
+        """The prompts that enter block `layer` >= 1, given what left block `layer - 1`."""
+
+    def penalty(self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]) -> Float[Tensor, ""] | None:
+        """A term that training adds to the loss, or None."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments that build this method again."""
+        return {name: getattr(self, name) for name in arguments(type(self))}
+
+    def transient_state(self) -> set[str]:
+        """Names of state tensors that only an interrupted training needs, and a saved adapter does not."""
+        return {
+            f"{path}.{buffer}" if path else buffer
+            for path, module in self.named_modules()
+            for buffer in getattr(module, "transient", ())
+        }
+
+
+def arguments(method: type[PromptMethod]) -> dict[str, inspect.Parameter]:
+    """The keyword arguments of a method's constructor, by name."""
+    parameters = inspect.signature(method.__init__).parameters
+    return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def init_bound(dim: int, patch_size: tuple[int, int]) -> float:
+    """v of VPT's initialisation uniform(-v, v): sqrt(6 / (3 * patch_height * patch_width + dim)); 0.0625 for ViT-B/16."""
+    return math.sqrt(6 / (3 * patch_size[0] * patch_size[1] + dim))
+
+
+def prompt_parameter(*shape: int, bound: float) -> nn.Parameter:
+    """A learnable tensor, uniform in [-bound, bound]."""
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))

@@ -1,0 +1,142 @@
+"""PromptedClassifier: an explicit loop over the blocks of a frozen backbone, into which a prompt method puts tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+from viapt.backbones.base import Backbone
+from viapt.errors import ConfigError
+from viapt.methods.base import PromptMethod
+
+
+class PromptedClassifier(nn.Module):
+    """A frozen backbone, a prompt method, a linear head.
+
+    The backbone computes in whatever precision its weights have (see `to_precision`); prompts, reduction and head stay in their own.
+
+    Args:
+        backbone: frozen; never trained, never changed.
+        method: what puts prompts in.
+        classes: names of the classes, in the order of the logits.
+
+    Attributes:
+        checkpointing: recompute block activations in the backward pass instead of storing them.
+    """
+
+    def __init__(self, backbone: Backbone, method: PromptMethod, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone, self.method = backbone, method
+        self.classes = check_classes(classes)
+        self.head = nn.Linear(backbone.feature_dim, len(self.classes))
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        self.checkpointing = False
+        self.noise_seed, self.noise_calls = 0, 0
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        labels: Int[Tensor, " batch"] | None = None,
+        *,
+        noise: Float[Tensor, "batch lambda_ dim"] | None = None,
+    ) -> Any:
+        """Logits (batch, classes); with `labels`, (loss, logits).
+
+        Args:
+            images: preprocessed as `backbone.preprocessing` says.
+            labels: class indices; the loss is cross-entropy plus the method's penalty.
+            noise: standard normal, one row per instance prompt. Without it, evaluation uses the mean and training draws from a private generator.
+        """
+        if noise is None and self.training:
+            self.noise_calls += 1
+            noise = self.draw_noise(images.shape[0], seed=self.noise_seed, index=self.noise_calls)
+        prefix, patches, grid, context = self.backbone.embed(images, self.method.num_prompts)
+        logits = self.head(self.run(prefix, patches, grid, context, noise))
+        if labels is None:
+            return logits
+        loss = F.cross_entropy(logits, labels)
+        penalty = self.method.penalty(self.to_own_precision(patches), grid)
+        return (loss if penalty is None else loss + penalty), logits
+
+    def run(
+        self,
+        prefix: Float[Tensor, "batch k dim"],
+        patches: Float[Tensor, "batch n dim"],
+        grid: tuple[int, int],
+        context: Any,
+        noise: Float[Tensor, "batch lambda_ dim"] | None,
+    ) -> Float[Tensor, "batch features"]:
+        """Embedded images to pooled features: the loop."""
+        k, p = prefix.shape[1], self.method.num_prompts
+        prompts = self.method.start(self.to_own_precision(patches), grid, noise)
+        for layer in range(self.backbone.depth):
+            if layer > 0:
+                prompts = self.method.carry(layer, self.to_own_precision(prompts))
+            tokens = torch.cat([prefix, prompts.to(prefix.dtype), patches], dim=1)
+            tokens = self.block(layer, tokens, context)
+            prefix, prompts, patches = tokens[:, :k], tokens[:, k : k + p], tokens[:, k + p :]
+        return self.to_own_precision(self.backbone.pool(torch.cat([prefix, patches], dim=1)))
+
+    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
+        """One frozen block, its activations stored or recomputed."""
+        if self.checkpointing and torch.is_grad_enabled():
+            # Blocks draw no random numbers: prompts are sampled outside them.
+            return checkpoint(
+                self.backbone.block, layer, tokens, context, use_reentrant=False, preserve_rng_state=False
+            )
+        return self.backbone.block(layer, tokens, context)
+
+    def to_own_precision(self, tokens: Tensor) -> Tensor:
+        """Backbone tokens in the precision of prompts and head."""
+        return tokens.to(self.head.weight.dtype)
+
+    def draw_noise(self, batch: int, *, seed: int, index: int = 0) -> Float[Tensor, "batch lambda_ dim"]:
+        """Standard normal noise for a batch; the same for equal (seed, index), on every device."""
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+        shape = (batch, self.method.num_instance_prompts, self.backbone.dim)
+        return torch.randn(shape, generator=generator).to(self.head.weight)
+
+    def learnable(self) -> dict[str, nn.Parameter]:
+        """Name -> tensor of what is trained: method and head."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.")}
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many numbers each part holds: "method", "head", "backbone"."""
+        parts = {"method": self.method, "head": self.head, "backbone": self.backbone}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+    def print_trainable_parameters(self) -> None:
+        """One line, in the manner of peft."""
+        counts = self.parameter_counts()
+        trainable, total = counts["method"] + counts["head"], sum(counts.values())
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
+    def to_precision(self, dtype: torch.dtype) -> PromptedClassifier:
+        """Cast the frozen backbone alone; what learns keeps its own precision."""
+        self.backbone.to(dtype)
+        return self
+
+
+def check_classes(classes: Sequence[str]) -> list[str]:
+    """Class names, checked: at least two, all strings, all different.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    names = list(classes)
+    if len(names) < 2:
+        raise ConfigError(f"{len(names)} class(es)", expected="at least two")
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(f"The class name {name!r} is a {type(name).__name__}", expected="strings")
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ConfigError(f"Class names occur twice: {', '.join(map(repr, twice))}", expected="different names")
+    return names
