@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from viapt.errors import BackboneError
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -89,6 +91,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:
         """Prefix and patch tokens (no prompts) that left the last block, to the feature that the head classifies."""
+
+    def attention(self, layer: int, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch heads t t"]:
+        """Attention weights (each row sums to 1) of block `layer` for the tokens that enter it: for inspection only.
+
+        Raises:
+            BackboneError: if this backbone does not expose them.
+        """
+        raise BackboneError(f"{type(self).__name__} does not expose its attention weights")
 
     @property
     @abstractmethod

@@ -9,7 +9,8 @@ from typing import Any
 import timm.data
 import torch
 from jaxtyping import Float
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from viapt.backbones.base import Backbone, Preprocessing, Tokens
@@ -70,6 +71,14 @@ class TimmViT(Backbone):
 
     def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
         return self.vit.blocks[layer](tokens)
+
+    def attention(self, layer: int, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch heads t t"]:
+        block = self.vit.blocks[layer]
+        if not isinstance(block, Block | ResPostBlock) or not isinstance(block.attn, Attention):
+            raise BackboneError(f"Blocks of the kind {type(block).__name__} do not expose their attention weights")
+        attn, x = block.attn, block.norm1(tokens) if isinstance(block, Block) else tokens
+        q, k, _ = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return ((attn.q_norm(q) * attn.scale) @ attn.k_norm(k).mT).softmax(dim=-1)
 
     def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:
         return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
