@@ -1,0 +1,200 @@
+"""What a fitted model looks like inside: parameters by part, the subspace each layer keeps, who attends to the prompts.
+
+Nothing is changed and nothing learned: the frozen blocks are watched through a backbone that stands in for the model's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from viapt.backbones.base import Backbone, Tokens
+from viapt.errors import BackboneError
+from viapt.model import PromptedClassifier
+from viapt.reduction import LinearProjection, Reduction, RunningPCA
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_model` found.
+
+    Attributes:
+        parameters: part -> numbers it holds, learnable parts by their first name ("method.generator"), then the head,
+            buffers that the adapter stores ("method.kept (fixed)"), and the frozen backbone.
+        learnable: how many numbers are trained, head included.
+        explained: layer -> share in [0, 1] of the prompts' second moment inside the kept subspace, as training
+            estimated it; None where nothing was estimated.
+        explained_here: the same, measured on the given images; None without images, or where nothing is kept in place.
+        prompt_attention: layer -> share in [0, 1] of attention that goes to prompts, averaged over images and heads:
+            the class token's, or the patches' where there is none; None without images, without prompts, or where the
+            backbone hides its attention.
+        images: how many images were looked at.
+    """
+
+    parameters: dict[str, int]
+    learnable: int
+    explained: list[float] | None = None
+    explained_here: list[float] | None = None
+    prompt_attention: list[float] | None = None
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class PromptAttention:
+    """Attention to and from the prompts, in evaluation mode, without noise.
+
+    Attributes:
+        share: of what the class token attends to (patches, where there is no class token), the part on prompts, in
+            [0, 1], averaged over heads.
+        maps: where on the image's grid each prompt looks, averaged over layers and heads; a map sums to the prompt's
+            attention on patches.
+    """
+
+    share: Float[Tensor, "batch layers"]
+    maps: Float[Tensor, "batch p h w"]
+
+
+def inspect_model(model: PromptedClassifier, images: Float[Tensor, "batch 3 height width"] | None = None) -> Inspection:
+    """Count, and where preprocessed images are given, measure.
+
+    Args:
+        model: any prompted classifier; it is left as it was.
+        images: as `model.backbone.preprocessing` says, on the model's device.
+    """
+    counts = count_parameters(model)
+    learnable = sum(p.numel() for p in model.learnable().values())
+    estimated = estimated_share(model)
+    if images is None or images.shape[0] == 0:
+        return Inspection(counts, learnable, explained=estimated)
+    try:
+        share = prompt_attention(model, images).share.mean(0).tolist() if model.method.num_prompts else None
+    except BackboneError:
+        share = None
+    return Inspection(counts, learnable, estimated, measured_share(model, images), share, images.shape[0])
+
+
+def count_parameters(model: PromptedClassifier) -> dict[str, int]:
+    """Part -> how many numbers it holds: see `Inspection.parameters`."""
+    counts: dict[str, int] = {}
+    transient = model.method.transient_state()
+    stored = {name for name in model.method.state_dict() if name not in transient}
+    for name, tensor in model.method.named_parameters():
+        part = f"method.{name.split('.')[0]}"
+        counts[part] = counts.get(part, 0) + tensor.numel()
+    for name, tensor in model.method.named_buffers():
+        if name in stored:
+            part = f"method.{name.split('.')[0]} (fixed)"
+            counts[part] = counts.get(part, 0) + tensor.numel()
+    return counts | {part: n for part, n in model.parameter_counts().items() if part != "method"}
+
+
+def estimated_share(model: PromptedClassifier) -> list[float] | None:
+    """The share that training's estimate gave each layer, where the reduction keeps one."""
+    for reduction in reductions(model):
+        if isinstance(reduction, RunningPCA) and bool((reduction.seen > 0).all()):
+            return [float(reduction.explained[reduction.index(layer)]) for layer in range(reduction.layers)]
+    return None
+
+
+def measured_share(model: PromptedClassifier, images: Float[Tensor, "batch 3 height width"]) -> list[float] | None:
+    """|kept part|^2 / |prompts|^2 over these images, for each layer.
+
+    `linear` learns an arbitrary projection that keeps no subspace in place: no share is defined.
+    """
+    shares: dict[int, float] = {}
+
+    def measure(reduction: nn.Module, inputs: tuple[int, Tensor, Tensor]) -> None:
+        layer, prompts, fresh = inputs
+        assert isinstance(reduction, Reduction)
+        kept = reduction.reduce(layer, prompts, torch.zeros_like(fresh))
+        shares[layer] = float(kept.square().sum() / prompts.square().sum().clamp_min(torch.finfo(prompts.dtype).tiny))
+
+    found = [r for r in reductions(model) if r.kept_dim and not isinstance(r, LinearProjection)]
+    hooks = [reduction.register_forward_pre_hook(measure) for reduction in found]
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [shares[layer] for layer in sorted(shares)] or None
+
+
+def prompt_attention(model: PromptedClassifier, images: Float[Tensor, "batch 3 height width"]) -> PromptAttention:
+    """How much is looked at the prompts, and where the prompts look.
+
+    Raises:
+        BackboneError: if the backbone does not expose its attention weights.
+    """
+    shares: list[Tensor] = []
+    maps: list[Tensor] = []
+    p = model.method.num_prompts
+
+    def record(layer: int, tokens: Tensor, watched: Watched) -> None:
+        weights = watched.backbone.attention(layer, tokens).float().mean(1)
+        k = watched.prefix
+        looking = weights[:, :1] if k else weights[:, p:]
+        shares.append(looking[:, :, k : k + p].sum(-1).mean(-1))
+        maps.append(weights[:, k : k + p, k + p :])
+
+    watched = Watched(model.backbone, record)
+    with evaluating(model):
+        standing_in(model, watched)(images)
+    return PromptAttention(torch.stack(shares, 1), torch.stack(maps).mean(0).unflatten(-1, watched.grid))
+
+
+class Watched(Backbone):
+    """A backbone that computes what another one does, and shows `on_block` the tokens that enter each block."""
+
+    def __init__(self, backbone: Backbone, on_block: Callable[[int, Tensor, Watched], None]) -> None:
+        super().__init__()
+        self.backbone, self.on_block = backbone, on_block
+        self.dim, self.depth, self.preprocessing = backbone.dim, backbone.depth, backbone.preprocessing
+        self.prefix, self.grid = 0, (0, 0)
+
+    @property
+    def feature_dim(self) -> int:
+        return self.backbone.feature_dim
+
+    def embed(self, images: Float[Tensor, "batch 3 height width"], num_prompts: int) -> Tokens:
+        tokens = self.backbone.embed(images, num_prompts)
+        self.prefix, self.grid = tokens.prefix.shape[1], tokens.grid
+        return tokens
+
+    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
+        self.on_block(layer, tokens, self)
+        return self.backbone.block(layer, tokens, context)
+
+    def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:
+        return self.backbone.pool(tokens)
+
+
+def standing_in(model: PromptedClassifier, backbone: Backbone) -> PromptedClassifier:
+    """The same classifier, sharing method and head, on a backbone that answers as its own does."""
+    twin = copy.copy(model)
+    twin._modules = {**model._modules, "backbone": backbone}
+    return twin
+
+
+def reductions(model: PromptedClassifier) -> list[Reduction]:
+    """The kept subspaces of the model's method: none or one, for the methods so far."""
+    return [module for module in model.method.modules() if isinstance(module, Reduction)]
+
+
+@contextmanager
+def evaluating(model: PromptedClassifier) -> Iterator[None]:
+    """Evaluation mode without gradients, and the former mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
