@@ -19,7 +19,8 @@ from viapt.methods.base import PromptMethod
 class PromptedClassifier(nn.Module):
     """A frozen backbone, a prompt method, a linear head.
 
-    The backbone computes in whatever precision its weights have (see `to_precision`); prompts, reduction and head stay in their own.
+    The backbone computes in whatever precision its weights have (see `to_precision`); prompts, reduction and head stay
+    in their own.
 
     Args:
         backbone: frozen; never trained, never changed.
@@ -52,7 +53,8 @@ class PromptedClassifier(nn.Module):
         Args:
             images: preprocessed as `backbone.preprocessing` says.
             labels: class indices; the loss is cross-entropy plus the method's penalty.
-            noise: standard normal, one row per instance prompt. Without it, evaluation uses the mean and training draws from a private generator.
+            noise: standard normal, one row per instance prompt. Without it, evaluation uses the mean and training draws
+                from a private generator.
         """
         if noise is None and self.training:
             self.noise_calls += 1

@@ -1,15 +1,17 @@
-"""Kept subspaces: which m of the d prompt dimensions survive from one block to the next, and where the d - m fresh ones go.
+"""Kept subspaces: which m of the d prompt dimensions survive between blocks, and where the d - m fresh ones go.
 
-Every reduction answers one question before block i (paper, section "PCA between layers"): given the prompts Z (batch, p, d) that left
-the block before and the fresh learnable parameters W_i (p, d - m), what enters?
+Every reduction answers one question before block i (paper, section "PCA between layers"): given the prompts Z (batch,
+p, d) that left the block before and the fresh learnable parameters W_i (p, d - m), what enters?
 
-Most keep the projection where it was, in the original coordinates, and lay the fresh parameters into the orthogonal complement:
+Most keep the projection where it was, in the original coordinates, and lay the fresh parameters into the orthogonal
+complement:
 
     Z V V^T + lift(W_i)        V: (d, m), orthonormal
 
-At m = d this is the identity (VPT-Shallow); at m = 0 it is W_i alone (VPT-Deep); neither is a special case. The complement needs a basis, and an
-eigensolver's would be arbitrary. `reflect` takes the one that the block Householder reflection of V gives: it depends on the subspace
-alone (not on signs, order or rotation of V), moves smoothly with it, and needs no (d, d) matrix.
+At m = d this is the identity (VPT-Shallow); at m = 0 it is W_i alone (VPT-Deep); neither is a special case. The
+complement needs a basis, and an eigensolver's would be arbitrary. `reflector` takes the one that the block Householder
+reflection of V gives: it depends on the subspace alone (not on signs, order or rotation of V), moves smoothly with it,
+and needs no (d, d) matrix.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ from torch.nn import functional as F  # noqa: N812 (the name that everybody uses
 
 
 def orthonormalise(basis: Float[Tensor, "*l d m"]) -> Float[Tensor, "*l d m"]:
-    """The closest matrix with orthonormal columns (the polar factor), computed in float64, returned in `basis`' precision."""
+    """The closest matrix with orthonormal columns (the polar factor), computed in float64."""
     b = basis.double()
     values, vectors = torch.linalg.eigh(b.mT @ b)
     return (b @ (vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mT).to(basis.dtype)
 
 
 def reflector(v: Float[Tensor, "*l d m"]) -> Float[Tensor, "*l d m"]:
-    """A with H = I - A (V + [P; 0])^T, the orthogonal, symmetric matrix that maps [-P; 0] to V; P is the polar factor of V's top.
+    """A with H = I - A (V + [P; 0])^T, the symmetric orthogonal matrix that maps [-P; 0] to V.
 
-    The last d - m columns of H are an orthonormal basis of V's complement. V -> V R for orthogonal R leaves H as it is.
+    P is the polar factor of V's first m rows. The last d - m columns of H are an orthonormal basis of V's complement. V -> V R for orthogonal R leaves H as it is.
     """
     v64, m = v.double(), v.shape[-1]
     left, cosines, right = torch.linalg.svd(v64[..., :m, :])
@@ -113,8 +115,8 @@ class Reduction(nn.Module, ABC):
 class FixedSubspace(Reduction):
     """Keeps Z V V^T for a V held in a buffer; the base of `running` and `random`.
 
-    `basis` holds V rounded to what float16 can represent, so that a saved adapter needs two bytes a number and loses nothing; the V in use
-    is its orthonormalisation, computed from it alone.
+    `basis` holds V rounded to what float16 can represent, so that a saved adapter needs two bytes a number and loses
+    nothing; the V in use is its orthonormalisation, computed from it alone.
     """
 
     basis: Tensor
@@ -148,9 +150,9 @@ class FixedSubspace(Reduction):
 class RunningPCA(FixedSubspace):
     """`running`: the leading axes of the prompts' uncentred second moment, estimated early in training, then frozen.
 
-    The basis is taken at training steps 1, 2, 4, ..., up to `steps`, each time from the prompts since the time before, and then stays: a basis that
-    keeps moving changes the meaning of what was learned in its complement. Evaluation never touches it: the same answer for an image
-    whatever its batch, and no eigensolver in an exported model.
+    The basis is taken at training steps 1, 2, 4, ..., up to `steps`, each time from the prompts since the time before,
+    and then stays: a basis that keeps moving changes the meaning of what was learned in its complement. Evaluation
+    never touches it: the same answer for an image whatever its batch, and no eigensolver in an exported model.
     """
 
     transient = frozenset({"moment"})
@@ -243,7 +245,7 @@ class SelectCoordinates(Reduction):
 
 
 class LinearProjection(Reduction):
-    """`linear`: a learnable (d, m) projection whose outputs become the first m features; starts as the first m coordinates."""
+    """`linear`: a learnable (d, m) projection writes the first m features; it starts as the first m coordinates."""
 
     def __init__(self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int) -> None:
         super().__init__(dim, kept_dim, layers, shared=shared, seed=seed, steps=steps)
@@ -259,8 +261,9 @@ class LinearProjection(Reduction):
 class BatchPCA(Reduction):
     """`batch`: the literal reading: PCA over all tokens of the batch, coordinates written into the first m features.
 
-    Kept for comparison. The answer for an image depends on its batch, and m = d rotates instead of being the identity. Gradient flows through
-    the projection, not through the basis. The sign of each axis is fixed (largest loading positive) to spare it at least that.
+    Kept for comparison. The answer for an image depends on its batch, and m = d rotates instead of being the identity.
+    Gradient flows through the projection, not through the basis. The sign of each axis is fixed (largest loading
+    positive) to spare it at least that.
     """
 
     batch_dependent = True
@@ -277,9 +280,10 @@ class BatchPCA(Reduction):
 
 
 class InstancePCA(Reduction):
-    """`instance`: a basis per image, of the span of its own p prompts: rank at most p, so m >= p keeps the prompts as they are.
+    """`instance`: a basis per image, of the span of its own p prompts.
 
-    The fresh parameters go into the complement of each image's own subspace. Gradient flows through the projection, not through the basis.
+    Its rank is at most p, so m >= p keeps the prompts as they are. The fresh parameters go into the complement of each image's own subspace. Gradient flows through the projection, not
+    through the basis.
     """
 
     def reduce(

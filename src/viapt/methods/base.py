@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 
 class PromptMethod(nn.Module, ABC):
-    """Prompt tokens for a frozen transformer. One file per method; the constructor's keyword arguments are its whole configuration.
+    """Prompt tokens for a frozen transformer: one file per method.
 
-    A subclass sets `name`, takes `(dim, depth, patch_size, *, ...)`, and keeps each keyword argument in an attribute of the same name.
+    The constructor's keyword arguments are its whole configuration.
+
+    A subclass sets `name`, takes `(dim, depth, patch_size, *, ...)`, and keeps each keyword argument in an attribute of
+    the same name.
 
     Attributes:
         num_prompts: p, prompt tokens in the sequence.
@@ -41,7 +44,10 @@ class PromptMethod(nn.Module, ABC):
         grid: tuple[int, int],
         noise: Float[Tensor, "batch lambda_ dim"] | None,
     ) -> Float[Tensor, "batch p dim"]:
-        """The prompts that enter block 0, given the embedded image and, to sample, standard normal `noise` (None: the mean)."""
+        """The prompts that enter block 0, given the embedded image and, to sample, standard normal `noise` (None.
+
+        The mean).
+        """
 
     @abstractmethod
     def carry(self, layer: int, prompts: Float[Tensor, "batch p dim"]) -> Float[Tensor, "batch p dim"]:
@@ -71,7 +77,10 @@ def arguments(method: type[PromptMethod]) -> dict[str, inspect.Parameter]:
 
 
 def init_bound(dim: int, patch_size: tuple[int, int]) -> float:
-    """v of VPT's initialisation uniform(-v, v): sqrt(6 / (3 * patch_height * patch_width + dim)); 0.0625 for ViT-B/16."""
+    """v of VPT's initialisation uniform(-v, v).
+
+    Sqrt(6 / (3 * patch_height * patch_width + dim)); 0.0625 for ViT-B/16.
+    """
     return math.sqrt(6 / (3 * patch_size[0] * patch_size[1] + dim))
 
 

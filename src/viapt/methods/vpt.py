@@ -35,7 +35,7 @@ class VPTShallow(PromptMethod):
 
 
 class VPTDeep(PromptMethod):
-    """Every block has prompts P_{i-1} of its own; what leaves a block at their place is dropped: [x_i, _, E_i] = L_i([x, P, E]) (eq. 7).
+    """Every block has prompts P_{i-1} of its own: [x_i, _, E_i] = L_i([x_{i-1}, P_{i-1}, E_{i-1}]) (eq. 6).
 
     Args:
         num_prompts: p >= 1. Learnable: depth * p * dim.
