@@ -3,10 +3,10 @@
     python benchmarks/step.py                                      # ViT-B/16, 224 px, p = 10, batch 32
     python benchmarks/step.py --backbone vit_small_patch16_224 --batch 8 --steps 10
 
-Weights are random: time and memory do not depend on their values. The variants take turns, step by step, so that a machine whose
-speed drifts slows all of them alike; the table gives the median step and its ratio to VPT-Deep's. Peak memory is that of a
-process of its own which takes two steps. The reduction alone (all layers, forward and backward) is timed on prompts of the same shape; a basis
-refresh is timed alone and spread over `--epoch-steps` steps.
+Weights are random: time and memory do not depend on their values. The variants take turns, step by step, so that a
+machine whose speed drifts slows all of them alike; the table gives the median step and its ratio to VPT-Deep's. Peak
+memory is that of a process of its own which takes two steps. The reduction alone (all layers, forward and backward) is
+timed on prompts of the same shape; a basis refresh is timed alone and spread over `--epoch-steps` steps.
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ def main() -> None:
             row["amortised_refresh_share"] = row["refresh_seconds"] * refreshes / (args.epoch_steps * took)
         rows.append(row)
 
+    threads = torch.get_num_threads()
     print(
-        f"{args.backbone}, {precision}, batch {args.batch}, p = {args.prompts}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{args.backbone}, {precision}, batch {args.batch}, p = {args.prompts}, {threads} threads, torch {torch.__version__}"
     )
     print(f"{'':18}{'s/step':>8}{'img/s':>8}{'x deep':>8}{'MiB':>8}{'reduction':>11}{'refresh':>9}")
     for row in rows:

@@ -17,6 +17,8 @@ and needs no (d, d) matrix.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -34,7 +36,8 @@ def orthonormalise(basis: Float[Tensor, "*l d m"]) -> Float[Tensor, "*l d m"]:
 def reflector(v: Float[Tensor, "*l d m"]) -> Float[Tensor, "*l d m"]:
     """A with H = I - A (V + [P; 0])^T, the symmetric orthogonal matrix that maps [-P; 0] to V.
 
-    P is the polar factor of V's first m rows. The last d - m columns of H are an orthonormal basis of V's complement. V -> V R for orthogonal R leaves H as it is.
+    P is the polar factor of V's first m rows. The last d - m columns of H are an orthonormal basis of V's complement. V
+    -> V R for orthogonal R leaves H as it is.
     """
     v64, m = v.double(), v.shape[-1]
     left, cosines, right = torch.linalg.svd(v64[..., :m, :])
@@ -134,6 +137,11 @@ class FixedSubspace(Reduction):
     def initial(self) -> Float[Tensor, "l d m"]:
         """The first m coordinates."""
         return torch.eye(self.dim, self.kept_dim).repeat(self.count, 1, 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.derive()  # in the new precision, not cast to it
+        return self
 
     def derive(self) -> None:
         """V and its reflector from `basis`; new tensors, so that a graph that holds the old ones stays valid."""
@@ -282,8 +290,8 @@ class BatchPCA(Reduction):
 class InstancePCA(Reduction):
     """`instance`: a basis per image, of the span of its own p prompts.
 
-    Its rank is at most p, so m >= p keeps the prompts as they are. The fresh parameters go into the complement of each image's own subspace. Gradient flows through the projection, not
-    through the basis.
+    Its rank is at most p, so m >= p keeps the prompts as they are. The fresh parameters go into the complement of each
+    image's own subspace. Gradient flows through the projection, not through the basis.
     """
 
     def reduce(
