@@ -154,9 +154,8 @@ def main() -> None:
         rows.append(row)
 
     threads = torch.get_num_threads()
-    print(
-        f"{args.backbone}, {precision}, batch {args.batch}, p = {args.prompts}, {threads} threads, torch {torch.__version__}"
-    )
+    settings = f"{args.backbone}, {precision}, batch {args.batch}, p = {args.prompts}"
+    print(f"{settings}, {threads} threads, torch {torch.__version__}")
     print(f"{'':18}{'s/step':>8}{'img/s':>8}{'x deep':>8}{'MiB':>8}{'reduction':>11}{'refresh':>9}")
     for row in rows:
         shares = (
