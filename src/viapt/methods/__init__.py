@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from typing import Any
 
 from viapt.errors import ConfigError
@@ -56,6 +57,25 @@ def create_method(name: str, dim: int, depth: int, patch_size: tuple[int, int], 
                 remedy=did_you_mean(key, known),
             )
     return cls(dim, depth, patch_size, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def check_effect(method: PromptMethod, given: Mapping[str, Any]) -> None:
+    """Refuse arguments that somebody gave and that change nothing.
+
+    A value that is the default, or switches something off (0, False, None), is no misunderstanding.
+
+    Args:
+        method: as built from `given` and the defaults.
+        given: what the user named.
+
+    Raises:
+        ConfigError: naming the argument and the reason.
+    """
+    idle, known = method.without_effect(), arguments(type(method))
+    for key, value in given.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if key in idle and value and value != known[key].default:
+            raise ConfigError(f"{key} = {value!r} has no effect: {idle[key]}", remedy=f"leave {key} out")
 
 
 def did_you_mean(word: str, known: Any) -> str:

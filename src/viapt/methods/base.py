@@ -57,6 +57,10 @@ class PromptMethod(nn.Module, ABC):
         """A term that training adds to the loss, or None."""
         return None
 
+    def without_effect(self) -> dict[str, str]:
+        """The keyword arguments that change nothing, given the others: name -> reason."""
+        return {}
+
     def config(self) -> dict[str, Any]:
         """The keyword arguments that build this method again."""
         return {name: getattr(self, name) for name in arguments(type(self))}

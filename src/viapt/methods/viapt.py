@@ -168,6 +168,23 @@ class ViaPT(PromptMethod):
         mean, std = self.generator(patches, grid)
         return self.kl_weight * (mean.square() + std.square() - 1 - 2 * std.log()).mean() / 2
 
+    def without_effect(self) -> dict[str, str]:
+        idle: dict[str, str] = {}
+        if self.reduction != "running" or self.kept_dim == self.dim:
+            idle["basis_steps"] = "no subspace is estimated"
+        if self.reduction not in ("random", "select"):
+            idle["basis_seed"] = f"nothing is drawn for reduction = {self.reduction}"
+        if self.reduction in ("batch", "instance"):
+            idle["shared_basis"] = f"reduction = {self.reduction} stores no subspace"
+        if self.num_instance_prompts == 0:
+            generator = "generator_width", "generator_kernels", "generator_depthwise"
+            names = (*generator, "per_prompt", "initial_std", "kl_weight")
+            idle |= dict.fromkeys(names, "there are no instance prompts")
+        if self.kept_dim == 0:
+            names = "reduction", "shared_basis", "basis_steps", "basis_seed", "carry_scale", "learn_carry_scale"
+            idle |= dict.fromkeys((*names, "num_instance_prompts"), "with kept_dim = 0 nothing is kept")
+        return idle
+
     def check(self) -> None:
         """Refuse what makes no sense.
 
