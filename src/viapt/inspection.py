@@ -163,6 +163,9 @@ class Watched(Backbone):
     def feature_dim(self) -> int:
         return self.backbone.feature_dim
 
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        return self.backbone(images)
+
     def embed(self, images: Float[Tensor, "batch 3 height width"], num_prompts: int) -> Tokens:
         tokens = self.backbone.embed(images, num_prompts)
         self.prefix, self.grid = tokens.prefix.shape[1], tokens.grid

@@ -78,6 +78,7 @@ class Reduction(nn.Module, ABC):
 
     transient: frozenset[str] = frozenset()  # buffers that only training needs
     batch_dependent: bool = False  # does an image's answer depend on the other images of its batch?
+    exact_gradient: bool = True  # or is the gradient stopped on purpose, on its way through the basis?
 
     def __init__(self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ class FixedSubspace(Reduction):
         self.register_buffer("basis", self.initial().half().float())
         self.register_buffer("v", torch.empty_like(self.basis), persistent=False)
         self.register_buffer("a", torch.empty_like(self.basis), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module.derive())
+        self.register_load_state_dict_post_hook(derive_after_loading)
         self.derive()
 
     def initial(self) -> Float[Tensor, "l d m"]:
@@ -153,6 +154,11 @@ class FixedSubspace(Reduction):
     ) -> Float[Tensor, "batch p d"]:
         v, a = self.v[self.index(layer)], self.a[self.index(layer)]
         return (prompts @ v) @ v.mT + lift(fresh, v, a)
+
+
+def derive_after_loading(module: FixedSubspace, _: object) -> None:
+    """A hook with a name, so that a model pickles."""
+    module.derive()
 
 
 class RunningPCA(FixedSubspace):
@@ -275,6 +281,7 @@ class BatchPCA(Reduction):
     """
 
     batch_dependent = True
+    exact_gradient = False
 
     def reduce(
         self, layer: int, prompts: Float[Tensor, "batch p d"], fresh: Float[Tensor, "p r"]
@@ -293,6 +300,8 @@ class InstancePCA(Reduction):
     Its rank is at most p, so m >= p keeps the prompts as they are. The fresh parameters go into the complement of each
     image's own subspace. Gradient flows through the projection, not through the basis.
     """
+
+    exact_gradient = False
 
     def reduce(
         self, layer: int, prompts: Float[Tensor, "batch p d"], fresh: Float[Tensor, "p r"]

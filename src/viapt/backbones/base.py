@@ -81,6 +81,10 @@ class Backbone(nn.Module, ABC):
     fingerprint: str
 
     @abstractmethod
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """The feature without prompts, by the wrapped module's own code: what the loop over `block` must reproduce."""
+
+    @abstractmethod
     def embed(self, images: Float[Tensor, "batch 3 height width"], num_prompts: int) -> Tokens:
         """Images to tokens. `num_prompts` is how many will be inserted, for backbones that must prepare their context."""
 

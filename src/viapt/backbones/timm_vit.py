@@ -61,6 +61,10 @@ class TimmViT(Backbone):
     def feature_dim(self) -> int:
         return self.vit.num_features
 
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        x = images.to(self.vit.patch_embed.proj.weight.dtype)
+        return self.vit.forward_head(self.vit.forward_features(x), pre_logits=True)
+
     def embed(self, images: Float[Tensor, "batch 3 height width"], num_prompts: int) -> Tokens:
         vit = self.vit
         x = vit.patch_embed(images.to(vit.patch_embed.proj.weight.dtype))

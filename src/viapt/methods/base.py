@@ -24,6 +24,7 @@ class PromptMethod(nn.Module, ABC):
         num_prompts: p, prompt tokens in the sequence.
         num_instance_prompts: lambda, how many of them are sampled, 0 <= lambda <= p.
         batch_dependent: whether an image's answer depends on the other images of its batch.
+        exact_gradient: whether the gradient is the derivative of the answer, or is stopped somewhere on purpose.
         learning_rate: of AdamW, where the user names none; chosen on validation data (docs/log.md).
     """
 
@@ -32,6 +33,7 @@ class PromptMethod(nn.Module, ABC):
     num_prompts: int = 0
     num_instance_prompts: int = 0
     batch_dependent: bool = False
+    exact_gradient: bool = True
 
     def __init__(self, dim: int, depth: int, patch_size: tuple[int, int]) -> None:
         super().__init__()

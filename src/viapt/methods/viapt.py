@@ -98,6 +98,7 @@ class ViaPT(PromptMethod):
         bound = init_bound(dim, patch_size)
         self.kept = REDUCTIONS[reduction](dim, m, depth, shared=shared_basis, seed=basis_seed, steps=basis_steps)
         self.batch_dependent = self.kept.batch_dependent and m > 0
+        self.exact_gradient = self.kept.exact_gradient or m == 0
         if m < dim:
             self.fresh = prompt_parameter(depth, num_prompts, dim - m, bound=bound)
         else:
