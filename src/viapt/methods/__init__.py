@@ -6,8 +6,9 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from viapt.errors import ConfigError
 from viapt.methods.base import PromptMethod, arguments
@@ -45,18 +46,37 @@ def create_method(name: str, dim: int, depth: int, patch_size: tuple[int, int], 
     """Build a method from its name and keyword arguments (lists, as JSON has them, serve as tuples).
 
     Raises:
-        ConfigError: unknown method, unknown argument, or a value out of range.
+        ConfigError: unknown method, unknown argument, or a value of the wrong type or out of range.
     """
     cls = method_class(name)
-    known = arguments(cls)
-    for key in options:
+    known, hints = arguments(cls), get_type_hints(cls.__init__)
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    for key, value in options.items():
         if key not in known:
             raise ConfigError(
                 f"{name} has no argument {key!r}",
                 expected=f"one of {', '.join(known)}" if known else "no arguments",
                 remedy=did_you_mean(key, known),
             )
-    return cls(dim, depth, patch_size, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        if not fits(value, hints[key]):
+            choices = ", ".join(map(str, get_args(hints[key]))) if get_origin(hints[key]) is Literal else ""
+            expected = f"one of {choices}" if choices else f"{known[key].annotation}"
+            raise ConfigError(f"{key} = {value!r} is not possible", expected=expected)
+    return cls(dim, depth, patch_size, **options)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of an annotation: a number, a string, a Literal, a tuple of fixed length, or a union."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, kind) for kind in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(fits, value, inner))
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def check_effect(method: PromptMethod, given: Mapping[str, Any]) -> None:
