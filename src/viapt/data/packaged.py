@@ -261,7 +261,7 @@ def _read_cached(path: Path, source: str) -> Content | None:
             if (metadata.get("layout"), metadata.get("source")) != (LAYOUT, source):
                 return None
             content = Content(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
-    except (FileNotFoundError, SafetensorError):
+    except (FileNotFoundError, SafetensorError, TypeError):  # TypeError: a tensor's name is damaged
         return None
     return content if metadata.get("sha256") == _hash(content) else None
 
