@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -74,22 +74,19 @@ class Reduction(nn.Module, ABC):
         shared: ... or one subspace for all of them.
         seed: of the private generator, where something is drawn.
         steps: how many training steps estimate the subspace, where it is estimated.
+        center: estimate it from what differs between images, instead of from all that there is.
     """
 
     transient: frozenset[str] = frozenset()  # buffers that only training needs
     batch_dependent: bool = False  # does an image's answer depend on the other images of its batch?
     exact_gradient: bool = True  # or is the gradient stopped on purpose, on its way through the basis?
 
-    def __init__(self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int) -> None:
+    def __init__(
+        self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int, center: bool = False
+    ) -> None:
         super().__init__()
-        self.dim, self.kept_dim, self.layers, self.shared, self.seed, self.steps = (
-            dim,
-            kept_dim,
-            layers,
-            shared,
-            seed,
-            steps,
-        )
+        self.dim, self.kept_dim, self.layers = dim, kept_dim, layers
+        self.shared, self.seed, self.steps, self.center = shared, seed, steps, center
 
     @abstractmethod
     def reduce(
@@ -101,9 +98,8 @@ class Reduction(nn.Module, ABC):
         self, layer: int, prompts: Float[Tensor, "batch p d"], fresh: Float[Tensor, "p r"]
     ) -> Float[Tensor, "batch p d"]:
         """Prompts that left block `layer - 1` (or the fused Z_0) -> prompts that enter block `layer`."""
-        with torch.autocast(
-            prompts.device.type, enabled=False
-        ):  # autocast would turn even float32 products into bfloat16
+        # Autocast would turn even products of float32 into bfloat16.
+        with torch.autocast(prompts.device.type, enabled=False):
             return self.reduce(layer, prompts, fresh)
 
     def index(self, layer: int) -> int:
@@ -127,8 +123,8 @@ class FixedSubspace(Reduction):
     v: Tensor
     a: Tensor
 
-    def __init__(self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int) -> None:
-        super().__init__(dim, kept_dim, layers, shared=shared, seed=seed, steps=steps)
+    def __init__(self, dim: int, kept_dim: int, layers: int, **options: Any) -> None:
+        super().__init__(dim, kept_dim, layers, **options)
         self.register_buffer("basis", self.initial().half().float())
         self.register_buffer("v", torch.empty_like(self.basis), persistent=False)
         self.register_buffer("a", torch.empty_like(self.basis), persistent=False)
@@ -162,24 +158,31 @@ def derive_after_loading(module: FixedSubspace, _: object) -> None:
 
 
 class RunningPCA(FixedSubspace):
-    """`running`: the leading axes of the prompts' uncentred second moment, estimated early in training, then frozen.
+    """`running`: leading axes of the prompts, estimated in the first training steps, then frozen.
 
     The basis is taken at training steps 1, 2, 4, ..., up to `steps`, each time from the prompts since the time before,
     and then stays: a basis that keeps moving changes the meaning of what was learned in its complement. Evaluation
     never touches it: the same answer for an image whatever its batch, and no eigensolver in an exported model.
+
+    Uncentred, the axes are those of the second moment. Most of its energy is what all images have in common, which the
+    fresh parameters say better. Centred, they are those of the covariance within each prompt slot, that is of what
+    differs between images, and orthogonal to the slots' means as long as m leaves room for them. Z_0, which is learned
+    and not carried, is never centred. A batch of one image has no covariance and does not count as a step.
     """
 
-    transient = frozenset({"moment"})
+    transient = frozenset({"moment", "common"})
     moment: Tensor
+    common: Tensor
     seen: Tensor
     explained: Tensor
 
-    def __init__(self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int) -> None:
-        super().__init__(dim, kept_dim, layers, shared=shared, seed=seed, steps=steps)
+    def __init__(self, dim: int, kept_dim: int, layers: int, **options: Any) -> None:
+        super().__init__(dim, kept_dim, layers, **options)
         self.register_buffer("moment", torch.zeros(self.count, dim, dim))
+        self.register_buffer("common", torch.zeros(self.count, dim, dim if self.center else 0))
         self.register_buffer("seen", torch.zeros(self.count, dtype=torch.long))
         self.register_buffer("explained", torch.zeros(self.count))
-        self.estimating = steps > 0 and 0 < kept_dim < dim
+        self.estimating = self.steps > 0 and 0 < kept_dim < dim
 
     def derive(self) -> None:
         super().derive()
@@ -199,13 +202,18 @@ class RunningPCA(FixedSubspace):
     def reduce(
         self, layer: int, prompts: Float[Tensor, "batch p d"], fresh: Float[Tensor, "p r"]
     ) -> Float[Tensor, "batch p d"]:
-        if self.training and self.estimating:
-            self.observe(self.index(layer), prompts.detach())
+        if self.training and self.estimating and (prompts.shape[0] > 1 or not self.center):
+            self.observe(layer, prompts.detach())
         return super().reduce(layer, prompts, fresh)
 
     @torch.no_grad()
-    def observe(self, index: int, prompts: Float[Tensor, "batch p d"]) -> None:
+    def observe(self, layer: int, prompts: Float[Tensor, "batch p d"]) -> None:
         """Add a training batch to the moment, and take a new basis when its time has come."""
+        index = self.index(layer)
+        if self.center and layer > 0:
+            mean = prompts.mean(0)
+            self.common[index] += mean.mT @ mean
+            prompts = prompts - mean
         x = prompts.flatten(0, 1)
         self.moment[index] += x.mT @ x / x.shape[0]
         self.seen[index] += 1
@@ -215,13 +223,25 @@ class RunningPCA(FixedSubspace):
 
     @torch.no_grad()
     def refresh(self, index: int) -> None:
-        """Take the basis of one subspace from the moment since the last time."""
-        axes, explained = principal_axes(self.moment[index], self.kept_dim)
+        """Take the basis of one subspace from the moments since the last time."""
+        axes, explained = principal_axes(self.varying(index), self.kept_dim)
         basis, share = self.basis.clone(), self.explained.clone()
         basis[index], share[index] = axes.half().to(axes.dtype), explained
         self.basis, self.explained = basis, share
         self.moment[index] = 0
+        self.common[index] = 0
         self.derive()
+
+    def varying(self, index: int) -> Float[Tensor, "d d"]:
+        """The moment, with the axes of the slots' means projected out, m axes left to choose from at least."""
+        moment = self.moment[index]
+        if not self.center:
+            return moment
+        values, axes = torch.linalg.eigh(self.common[index])
+        axes = axes[:, self.kept_dim :]  # the d - m of most energy, in ascending order
+        axes = axes * (values[self.kept_dim :] > 1e-6 * values[-1])
+        rest = torch.eye(self.dim, device=axes.device, dtype=axes.dtype) - axes @ axes.mT
+        return rest @ moment @ rest
 
 
 class RandomSubspace(FixedSubspace):
@@ -238,9 +258,9 @@ class SelectCoordinates(Reduction):
 
     order: Tensor
 
-    def __init__(self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int) -> None:
-        super().__init__(dim, kept_dim, layers, shared=shared, seed=seed, steps=steps)
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self, dim: int, kept_dim: int, layers: int, **options: Any) -> None:
+        super().__init__(dim, kept_dim, layers, **options)
+        generator = torch.Generator().manual_seed(self.seed)
         drawn = [torch.randperm(dim, generator=generator)[:kept_dim].sort().values for _ in range(self.count)]
         mask = torch.zeros(self.count, dim, dtype=torch.bool)
         for row, kept in zip(mask, drawn, strict=True):
@@ -261,8 +281,8 @@ class SelectCoordinates(Reduction):
 class LinearProjection(Reduction):
     """`linear`: a learnable (d, m) projection writes the first m features; it starts as the first m coordinates."""
 
-    def __init__(self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int) -> None:
-        super().__init__(dim, kept_dim, layers, shared=shared, seed=seed, steps=steps)
+    def __init__(self, dim: int, kept_dim: int, layers: int, **options: Any) -> None:
+        super().__init__(dim, kept_dim, layers, **options)
         self.projection = nn.Parameter(torch.eye(dim, kept_dim).repeat(self.count, 1, 1))
 
     def reduce(

@@ -41,12 +41,15 @@ class ViaPT(PromptMethod):
     Args:
         num_prompts: p >= 1.
         num_instance_prompts: lambda, 0 <= lambda <= p.
-        kept_dim: m, 0 <= m <= d; None: d / 6, which is the paper's best for ViT-B (128).
+        kept_dim: m, 0 <= m <= d; None: d / 12.
         reduction: how the m dimensions are found; see `viapt.reduction`.
         shared_basis: one kept subspace for all blocks instead of one each (a smaller adapter).
-        basis_steps: training steps that estimate the subspace (`running`).
+        center_basis: choose the subspace by what differs between images, not by all that the prompts hold (`running`).
         basis_seed: of the fixed subspace (`random`, `select`).
-        carry_scale: s, the factor on what is carried into blocks 2..N; 1 is the paper.
+        calibration_steps: training steps that estimate subspace (`running`) and scales (`calibrate_carry`).
+        carry_scale: s, the factor on what is carried into blocks 2..N.
+        calibrate_carry: measure s in units that make what differs between images as large as a prompt starts; see
+            `CarryScale`. False with `carry_scale` 1 is the paper.
         learn_carry_scale: learn s for each block, starting from `carry_scale`.
         generator_width: c, channels of the generator.
         generator_kernels: sizes of its two convolutions, odd.
@@ -65,15 +68,17 @@ class ViaPT(PromptMethod):
         patch_size: tuple[int, int],
         *,
         num_prompts: int = 10,
-        num_instance_prompts: int = 5,
+        num_instance_prompts: int = 7,
         kept_dim: int | None = None,
         reduction: ReductionName = "running",
         shared_basis: bool = False,
-        basis_steps: int = 64,
+        center_basis: bool = True,
         basis_seed: int = 0,
+        calibration_steps: int = 8,
         carry_scale: float = 0.1,
+        calibrate_carry: bool = True,
         learn_carry_scale: bool = False,
-        generator_width: int = 4,
+        generator_width: int = 2,
         generator_kernels: tuple[int, int] = (1, 3),
         generator_depthwise: bool = False,
         per_prompt: bool = False,
@@ -81,22 +86,20 @@ class ViaPT(PromptMethod):
         kl_weight: float = 0.0,
     ) -> None:
         super().__init__(dim, depth, patch_size)
-        m = dim // 6 if kept_dim is None else kept_dim
+        m = dim // 12 if kept_dim is None else kept_dim
         self.num_prompts, self.num_instance_prompts, self.kept_dim = num_prompts, num_instance_prompts, m
-        self.reduction, self.shared_basis, self.basis_steps, self.basis_seed = (
-            reduction,
-            shared_basis,
-            basis_steps,
-            basis_seed,
-        )
-        self.carry_scale, self.learn_carry_scale = carry_scale, learn_carry_scale
+        self.reduction, self.shared_basis, self.center_basis = reduction, shared_basis, center_basis
+        self.basis_seed, self.calibration_steps = basis_seed, calibration_steps
+        self.carry_scale, self.calibrate_carry, self.learn_carry_scale = carry_scale, calibrate_carry, learn_carry_scale
         self.generator_width, self.generator_kernels = generator_width, generator_kernels
         self.generator_depthwise, self.per_prompt, self.initial_std = generator_depthwise, per_prompt, initial_std
         self.kl_weight = kl_weight
         self.check()
 
         bound = init_bound(dim, patch_size)
-        self.kept = REDUCTIONS[reduction](dim, m, depth, shared=shared_basis, seed=basis_seed, steps=basis_steps)
+        self.kept = REDUCTIONS[reduction](
+            dim, m, depth, shared=shared_basis, seed=basis_seed, steps=calibration_steps, center=center_basis
+        )
         self.batch_dependent = self.kept.batch_dependent and m > 0
         self.exact_gradient = self.kept.exact_gradient or m == 0
         if m < dim:
@@ -117,11 +120,13 @@ class ViaPT(PromptMethod):
                 bound=bound,
                 initial_std=initial_std,
             )
-        scales = torch.full((depth - 1,), float(carry_scale))
-        if learn_carry_scale and m > 0:
-            self.scales = nn.Parameter(scales)
-        else:
-            self.register_buffer("scales", scales, persistent=False)
+        self.scale = CarryScale(
+            depth,
+            carry_scale,
+            learn=learn_carry_scale and m > 0,
+            unit=bound / math.sqrt(3) if calibrate_carry and m > 0 else None,
+            steps=calibration_steps,
+        )
 
     def start(
         self,
@@ -132,7 +137,7 @@ class ViaPT(PromptMethod):
         return self.kept(0, self.fuse(patches, grid, noise), self.fresh[0])
 
     def carry(self, layer: int, prompts: Float[Tensor, "batch p dim"]) -> Float[Tensor, "batch p dim"]:
-        return self.kept(layer, self.scales[layer - 1] * prompts, self.fresh[layer])
+        return self.kept(layer, self.scale(layer, prompts), self.fresh[layer])
 
     def fuse(
         self,
@@ -171,8 +176,11 @@ class ViaPT(PromptMethod):
 
     def without_effect(self) -> dict[str, str]:
         idle: dict[str, str] = {}
-        if self.reduction != "running" or self.kept_dim == self.dim:
-            idle["basis_steps"] = "no subspace is estimated"
+        estimated = self.reduction == "running" and self.kept_dim < self.dim
+        if not estimated:
+            idle["center_basis"] = "no subspace is estimated"
+        if not estimated and not self.calibrate_carry:
+            idle["calibration_steps"] = "nothing is estimated"
         if self.reduction not in ("random", "select"):
             idle["basis_seed"] = f"nothing is drawn for reduction = {self.reduction}"
         if self.reduction in ("batch", "instance"):
@@ -182,8 +190,9 @@ class ViaPT(PromptMethod):
             names = (*generator, "per_prompt", "initial_std", "kl_weight")
             idle |= dict.fromkeys(names, "there are no instance prompts")
         if self.kept_dim == 0:
-            names = "reduction", "shared_basis", "basis_steps", "basis_seed", "carry_scale", "learn_carry_scale"
-            idle |= dict.fromkeys((*names, "num_instance_prompts"), "with kept_dim = 0 nothing is kept")
+            basis = "reduction", "shared_basis", "center_basis", "basis_seed", "calibration_steps"
+            carry = "carry_scale", "calibrate_carry", "learn_carry_scale", "num_instance_prompts"
+            idle |= dict.fromkeys((*basis, *carry), "with kept_dim = 0 nothing is kept")
         return idle
 
     def check(self) -> None:
@@ -199,7 +208,7 @@ class ViaPT(PromptMethod):
             ("num_instance_prompts", 0 <= self.num_instance_prompts <= p, f"0 to num_prompts = {p}"),
             ("kept_dim", 0 <= m <= d, f"0 to the embedding dimension {d}"),
             ("reduction", self.reduction in REDUCTIONS, f"one of {', '.join(REDUCTIONS)}"),
-            ("basis_steps", self.basis_steps >= 1, "at least 1"),
+            ("calibration_steps", self.calibration_steps >= 1, "at least 1"),
             ("carry_scale", math.isfinite(self.carry_scale), "a finite number"),
             ("generator_width", self.generator_width >= 1, "at least 1"),
             ("generator_kernels", len(kernels) == 2 and all(k % 2 == 1 for k in kernels), "two odd numbers"),
@@ -209,6 +218,66 @@ class ViaPT(PromptMethod):
         for name, holds, expected in rules:
             if not holds:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is not possible", expected=expected)
+
+
+class CarryScale(nn.Module):
+    """s_i, the factor on the prompts carried into block i = 2..N.
+
+    Tokens that leave a block are larger than a prompt starts, more so with depth, and a block, which begins with
+    LayerNorm, sees directions only: carried as they are they drown the fresh parameters. So s_i can be measured:
+
+        s_i = scale * unit / rms(Z - mean of Z over the images of the batch)
+
+    averaged over the first training steps, then frozen. Batches of one image deviate from nothing and do not count.
+
+    Args:
+        depth: N.
+        scale: a number, in `unit`s or as it is.
+        learn: learn a factor for each block that starts from `scale`.
+        unit: root mean square of a prompt as it starts; None: do not measure.
+        steps: training steps that measure.
+    """
+
+    gain: Tensor
+    seen: Tensor
+
+    def __init__(self, depth: int, scale: float, *, learn: bool, unit: float | None, steps: int) -> None:
+        super().__init__()
+        self.unit, self.steps = unit, steps
+        scales = torch.full((depth - 1,), float(scale))
+        if learn:
+            self.scales = nn.Parameter(scales)
+        else:
+            self.register_buffer("scales", scales, persistent=False)
+        if unit is not None:
+            self.register_buffer("gain", torch.ones(depth - 1))
+            self.register_buffer("seen", torch.zeros(depth - 1, dtype=torch.long))
+            self.register_load_state_dict_post_hook(CarryScale.loaded)
+        self.measuring = unit is not None
+
+    def loaded(self, _: object) -> None:
+        """Go on measuring only where training had not finished it."""
+        self.measuring = bool((self.seen < self.steps).any())
+
+    def forward(self, layer: int, prompts: Float[Tensor, "batch p dim"]) -> Float[Tensor, "batch p dim"]:
+        """s_i times the prompts; `layer` = i - 1 >= 1."""
+        scale = self.scales[layer - 1]
+        if self.unit is not None:
+            if self.training and self.measuring and prompts.shape[0] > 1:
+                self.measure(layer - 1, prompts.detach())
+            scale = scale * self.gain[layer - 1]
+        return scale * prompts
+
+    @torch.no_grad()
+    def measure(self, index: int, prompts: Float[Tensor, "batch p dim"]) -> None:
+        """Average one batch in, and stop after the last block's last step."""
+        if self.seen[index] < self.steps:
+            deviation = (prompts - prompts.mean(0)).square().mean().sqrt().clamp_min(torch.finfo(prompts.dtype).eps)
+            gain, seen = self.gain.clone(), int(self.seen[index])
+            gain[index] = (seen * gain[index] + self.unit / deviation) / (seen + 1)
+            self.gain = gain
+            self.seen[index] += 1
+        self.measuring = bool((self.seen < self.steps).any())
 
 
 class InstanceGenerator(nn.Module):
@@ -222,8 +291,8 @@ class InstanceGenerator(nn.Module):
         width: c, channels.
         kernels: sizes of the two convolutions.
         depthwise: second convolution per channel.
-        bound: the mean starts in [-bound, bound], as other prompts do.
-        initial_std: the std at the start.
+        bound: the projection starts in [-bound, bound], as other prompts do.
+        initial_std: the std about which it starts.
     """
 
     log_std_range = (-12.0, 2.0)
@@ -248,12 +317,10 @@ class InstanceGenerator(nn.Module):
             nn.Conv2d(width, width, second, padding=second // 2, groups=width if depthwise else 1),
             nn.GELU(),
         )
-        self.project = nn.Linear(width, 2 * num_prompts * dim)
-        with torch.no_grad():
-            mean, log_std = self.project.bias.view(2, -1)
-            mean.uniform_(-bound, bound)
-            log_std.fill_(math.log(initial_std))
-            self.project.weight.mul_(bound)  # instances start near one another, as close as prompts are small
+        # No bias: a shift that all images share is what dataset-level prompts and W_1 are for.
+        self.project = nn.Linear(width, 2 * num_prompts * dim, bias=False)
+        nn.init.uniform_(self.project.weight, -bound, bound)
+        self.initial_log_std = math.log(initial_std)
 
     def forward(
         self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]
@@ -262,4 +329,4 @@ class InstanceGenerator(nn.Module):
         x = F.layer_norm(patches, (self.dim,)).mT.unflatten(-1, grid)
         x = self.project(self.encoder(x).mean((-2, -1)))
         mean, log_std = x.unflatten(-1, (2, self.num_prompts, self.dim)).unbind(1)
-        return mean, log_std.clamp(*self.log_std_range).exp()
+        return mean, (self.initial_log_std + log_std).clamp(*self.log_std_range).exp()
