@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class ViaptError(Exception):
     """A problem with the user's input, files or environment; never a bug of ours.
@@ -42,3 +45,9 @@ class TrainingError(ViaptError):
 
 class FetchError(ViaptError):
     """A packaged download failed, or is not what it should be."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A remedy for a misspelt word: the closest one that is known, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -10,7 +9,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from viapt.errors import ConfigError
+from viapt.errors import ConfigError, did_you_mean
 from viapt.methods.base import PromptMethod, arguments
 
 
@@ -66,7 +65,7 @@ def create_method(name: str, dim: int, depth: int, patch_size: tuple[int, int], 
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of an annotation: a number, a string, a Literal, a tuple of fixed length, or a union."""
+    """Whether a value suits an annotation: a number, a string, a Literal, a tuple of fixed length, or a union."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, kind) for kind in inner)
@@ -96,9 +95,3 @@ def check_effect(method: PromptMethod, given: Mapping[str, Any]) -> None:
         value = tuple(value) if isinstance(value, list) else value
         if key in idle and value and value != known[key].default:
             raise ConfigError(f"{key} = {value!r} has no effect: {idle[key]}", remedy=f"leave {key} out")
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """A suggestion for a misspelt word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else ""
