@@ -1,0 +1,106 @@
+"""A method on a tiny frozen backbone and a tiny task: what the contract's checks work on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from viapt.backbones.base import Backbone
+from viapt.backbones.timm_vit import TimmViT
+from viapt.methods import method_class
+from viapt.methods.base import PromptMethod
+from viapt.model import PromptedClassifier
+
+CLASSES = ("left", "right", "neither")
+
+
+class Subject:
+    """A method on a backbone: builds the same model anew as often as a check needs one.
+
+    Args:
+        method: a class, or the name of a method that is known.
+        backbone: left as it is; every model gets a copy.
+        options: keyword arguments of the method.
+    """
+
+    def __init__(self, method: str | type[PromptMethod], backbone: Backbone, **options: Any) -> None:
+        self.method = method_class(method) if isinstance(method, str) else method
+        self.backbone, self.options = backbone, options
+
+    def model(self, method: type[PromptMethod] | None = None) -> PromptedClassifier:
+        """A new model in evaluation mode, with the same initial values each time."""
+        backbone = copy.deepcopy(self.backbone)
+        options = self.options if method is None else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            prompts = (method or self.method)(backbone.dim, backbone.depth, backbone.patch_size, **options)
+            return PromptedClassifier(backbone, prompts, CLASSES).eval()
+
+    def trained(self, steps: int = 2) -> PromptedClassifier:
+        """A new model after some training steps, in evaluation mode."""
+        model = self.model()
+        train(model, *self.task(), steps)
+        return model.eval()
+
+    def task(self, count: int = 12) -> tuple[Float[Tensor, "n 3 height width"], Int[Tensor, " n"]]:
+        """Noisy images, brighter on the left, on the right or nowhere; and which of these."""
+        generator = torch.Generator().manual_seed(1)
+        height, width = self.backbone.preprocessing.image_size
+        images = torch.randn(count, 3, height, width, generator=generator) / 2
+        labels = torch.arange(count) % len(CLASSES)
+        images[labels == 0, :, :, : width // 2] += 2
+        images[labels == 1, :, :, width // 2 :] += 2
+        return images.to(next(self.backbone.parameters())), labels
+
+
+def tiny_backbones() -> dict[str, Callable[[], Backbone]]:
+    """Name -> builder of a small random backbone, one for each way in which vision transformers differ here."""
+    variants: dict[str, dict[str, Any]] = {
+        "vit": {},
+        "one-block": {"depth": 1},
+        "dinov2": {"reg_tokens": 2, "init_values": 1e-5, "no_embed_class": True},
+        "clip": {"pre_norm": True, "mlp_ratio": 2, "global_pool": "token"},
+        "siglip": {"class_token": False, "global_pool": "map"},
+        "average": {"class_token": False, "global_pool": "avg", "fc_norm": True, "img_size": (16, 32)},
+    }
+    return {name: partial(tiny_vit, **options) for name, options in variants.items()}
+
+
+def tiny_vit(**options: Any) -> TimmViT:
+    """A small `VisionTransformer` with weights large enough for every part of it to matter."""
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vit = VisionTransformer(**(sizes | options))
+        with torch.no_grad():
+            for parameter in vit.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return TimmViT(vit)
+
+
+def train(
+    model: PromptedClassifier,
+    images: Float[Tensor, "n 3 height width"],
+    labels: Int[Tensor, " n"],
+    steps: int,
+    *,
+    lr: float = 1e-2,
+) -> list[float]:
+    """AdamW on the whole set at once, for what requires a gradient; the losses before each step."""
+    optimizer = torch.optim.AdamW([p for p in model.learnable().values() if p.requires_grad], lr=lr)
+    model.train()
+    losses = []
+    for _ in range(steps):
+        loss, _ = model(images, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
