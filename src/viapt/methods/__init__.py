@@ -47,6 +47,15 @@ def create_method(name: str, dim: int, depth: int, patch_size: tuple[int, int], 
     Raises:
         ConfigError: unknown method, unknown argument, or a value of the wrong type or out of range.
     """
+    return method_class(name)(dim, depth, patch_size, **check_arguments(name, options))
+
+
+def check_arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a method, checked against its constructor's annotations; lists become tuples.
+
+    Raises:
+        ConfigError: unknown method, unknown argument, or a value of the wrong type.
+    """
     cls = method_class(name)
     known, hints = arguments(cls), get_type_hints(cls.__init__)
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
@@ -61,7 +70,7 @@ def create_method(name: str, dim: int, depth: int, patch_size: tuple[int, int], 
             choices = ", ".join(map(str, get_args(hints[key]))) if get_origin(hints[key]) is Literal else ""
             expected = f"one of {choices}" if choices else f"{known[key].annotation}"
             raise ConfigError(f"{key} = {value!r} is not possible", expected=expected)
-    return cls(dim, depth, patch_size, **options)
+    return options
 
 
 def fits(value: Any, hint: Any) -> bool:
