@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -135,7 +135,7 @@ class FixedSubspace(Reduction):
         """The first m coordinates."""
         return torch.eye(self.dim, self.kept_dim).repeat(self.count, 1, 1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedSubspace:
         super()._apply(fn, recurse)
         self.derive()  # in the new precision, not cast to it
         return self

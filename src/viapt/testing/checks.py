@@ -148,9 +148,8 @@ def checkpointing(subject: Subject) -> None:
             loss, _ = model(*subject.task())
             model.zero_grad()
             loss.backward()
-        require(
-            block.call_count == 2 * plain.backbone.depth, f"blocks ran {block.call_count} times: nothing recomputed"
-        )
+        if plain.method.num_prompts:  # otherwise no gradient enters the blocks, and nothing is stored
+            require(block.call_count == 2 * plain.backbone.depth, "no activation was recomputed")
     for name, p in recomputing.learnable().items():
         require(close(p.grad, plain.learnable()[name].grad, 1e-6), f"checkpointing changes the gradient of {name}")
 
