@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,12 +20,15 @@ class Preprocessing:
     """How the weights want their images: the part of a timm data configuration that evaluation needs.
 
     Attributes:
-        image_size: (height, width) in pixels that enters the backbone.
+        image_size: (height, width) in pixels that enters the backbone, at most 4096 each.
         mean, std: per-channel statistics in RGB order, on the [0, 1] scale.
         interpolation: "bicubic", "bilinear" or "nearest".
         crop_pct: the share of the resized image that a crop keeps, in (0, 1].
-        crop_mode: "center" (resize the short side, then crop), "squash" (resize both sides, ignoring the aspect ratio) or
-            "border" (resize the long side, then pad), as in timm.
+        crop_mode: "center" (resize the short side, then crop), "squash" (resize both sides, whatever the aspect
+            ratio) or "border" (resize the long side, then pad), as in timm.
+
+    Raises:
+        BackboneError: a value is of the wrong type or out of range.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -32,6 +38,19 @@ class Preprocessing:
     crop_pct: float = 1.0
     crop_mode: str = "center"
 
+    def __post_init__(self) -> None:
+        rules = {
+            "image_size": is_tuple(self.image_size, 2, int) and all(0 < side <= 4096 for side in self.image_size),
+            "mean": is_tuple(self.mean, 3, int, float),
+            "std": is_tuple(self.std, 3, int, float) and all(value > 0 for value in self.std),
+            "interpolation": self.interpolation in ("bicubic", "bilinear", "nearest"),
+            "crop_pct": is_tuple((self.crop_pct,), 1, int, float) and 0 < self.crop_pct <= 1,
+            "crop_mode": self.crop_mode in ("center", "squash", "border"),
+        }
+        for name, holds in rules.items():
+            if not holds:
+                raise BackboneError(f"The preprocessing has {name} = {getattr(self, name)!r}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads it back."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -39,7 +58,15 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """Inverse of `to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+        return cls(**plain)
+
+
+def is_tuple(value: Any, length: int, *kinds: type) -> bool:
+    """Whether this is a tuple of so many finite numbers of these kinds."""
+    if not isinstance(value, tuple) or len(value) != length:
+        return False
+    return all(isinstance(x, kinds) and not isinstance(x, bool) and isfinite(x) for x in value)
 
 
 class Tokens(NamedTuple):
@@ -61,11 +88,13 @@ class Tokens(NamedTuple):
 class Backbone(nn.Module, ABC):
     """An adapter around somebody else's frozen vision transformer.
 
-    A backbone never learns: all parameters have `requires_grad=False`, and it stays in evaluation mode (dropout, stochastic
-    depth and running statistics off) whatever `train()` is called with.
+    A backbone never learns: all parameters have `requires_grad=False`, and it stays in evaluation mode (dropout,
+    stochastic depth and running statistics off) whatever `train()` is called with.
 
     Attributes:
         name: how to build it again, as given to `create_model`; None for a module of the user's own.
+        weights: the file that its weights were read from, if the user named one.
+        pretrained: False if its weights are random (drawn from a fixed seed).
         dim: d, the embedding dimension.
         depth: N, the number of blocks.
         patch_size: (height, width) of a patch in pixels.
@@ -73,7 +102,9 @@ class Backbone(nn.Module, ABC):
         fingerprint: "sha256:<hex>" of the weights as they were loaded, before any change of image size or precision.
     """
 
-    name: str | None
+    name: str | None = None
+    weights: Path | None = None
+    pretrained: bool = True
     dim: int
     depth: int
     patch_size: tuple[int, int]
@@ -86,7 +117,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, images: Float[Tensor, "batch 3 height width"], num_prompts: int) -> Tokens:
-        """Images to tokens. `num_prompts` is how many will be inserted, for backbones that must prepare their context."""
+        """Images to tokens; `num_prompts` will be inserted, for backbones that must prepare their context."""
 
     @abstractmethod
     def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
@@ -108,6 +139,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def feature_dim(self) -> int:
         """Width of what `pool` returns."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which it computes: that of its weights."""
+        return next(self.parameters()).dtype
 
     def freeze(self) -> None:
         """Turn gradients off and evaluation mode on, for good."""

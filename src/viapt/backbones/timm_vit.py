@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-import timm.data
 import torch
 from jaxtyping import Float
+from timm.data.config import resolve_data_config
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
@@ -17,19 +17,22 @@ from viapt.backbones.base import Backbone, Preprocessing, Tokens
 from viapt.errors import BackboneError
 
 Resampler = Callable[[Tensor, tuple[int, int]], Tensor]
+CLASSIFIER = ("head.", "head_dist.")  # what the names of a classifier's weights begin with
+SUPPORTED = "a timm.models.vision_transformer.VisionTransformer (ViT, DeiT, DeiT-3, DINOv2, CLIP, SigLIP, FlexiViT ...)"
+ADAPTER = "choose one of viapt.list_backbones(), or write an adapter: a subclass of viapt.backbones.base.Backbone"
 
 
 class TimmViT(Backbone):
-    """A plain loop patch_embed -> _pos_embed -> patch_drop -> norm_pre -> blocks -> norm -> pool, bit-identical to timm's own forward.
+    """A plain loop: patch_embed, _pos_embed, patch_drop, norm_pre, blocks, norm, pool; bit-identical to timm's forward.
 
     Args:
-        vit: the module; it is frozen in place, its classifier is not used.
+        vit: the module, which becomes part of this one: it is frozen and resized in place, and its classifier dropped.
         name: how `create_model` was asked for it, or None.
         image_size: (height, width) to change to, or None for the weights' own.
-        resample_position: (patch position embedding (1, h * w, d), new grid) -> (1, h' * w', d), or None for timm's.
+        resample_position: (position embedding (1, t, d), new grid) -> (1, t', d), or None for timm's.
 
     Raises:
-        BackboneError: for another class of model, or an image size that does not suit the patches.
+        BackboneError: for another kind of model, or an image size that does not suit the patches.
     """
 
     def __init__(
@@ -41,20 +44,15 @@ class TimmViT(Backbone):
         resample_position: Resampler | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(vit, VisionTransformer):
-            raise BackboneError(
-                f"The backbone is a {type(vit).__module__}.{type(vit).__name__}",
-                expected="a timm.models.vision_transformer.VisionTransformer (ViT, DeiT, DeiT-3, DINOv2, CLIP, SigLIP, FlexiViT ...)",
-                remedy="choose one of viapt.list_backbones(), or write an adapter: a subclass of viapt.backbones.base.Backbone",
-            )
-        self.vit = vit
+        self.vit = check_supported(vit)
+        self.vit.reset_classifier(0)
         self.name = name
-        self.dim, self.depth = vit.embed_dim, len(vit.blocks)
-        self.patch_size = tuple(vit.patch_embed.patch_size)
-        self.fingerprint = fingerprint(vit)
+        self.dim, self.depth = self.vit.embed_dim, len(self.vit.blocks)
+        self.patch_size = patch_size_of(self.vit)
+        self.fingerprint = fingerprint(self.vit)
         if image_size is not None:
-            resize(vit, image_size, resample_position)
-        self.preprocessing = preprocessing_of(vit)
+            resize(self.vit, image_size, resample_position)
+        self.preprocessing = preprocessing_of(self.vit)
         self.freeze()
 
     @property
@@ -62,12 +60,11 @@ class TimmViT(Backbone):
         return self.vit.num_features
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        x = images.to(self.vit.patch_embed.proj.weight.dtype)
-        return self.vit.forward_head(self.vit.forward_features(x), pre_logits=True)
+        return self.vit.forward_head(self.vit.forward_features(images.to(self.dtype)), pre_logits=True)
 
     def embed(self, images: Float[Tensor, "batch 3 height width"], num_prompts: int) -> Tokens:
         vit = self.vit
-        x = vit.patch_embed(images.to(vit.patch_embed.proj.weight.dtype))
+        x = vit.patch_embed(images.to(self.dtype))
         grid = (x.shape[1], x.shape[2]) if x.ndim == 4 else vit.patch_embed.grid_size
         x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x)))
         k = vit.num_prefix_tokens
@@ -88,11 +85,39 @@ class TimmViT(Backbone):
         return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
 
 
+def check_supported(vit: nn.Module) -> VisionTransformer:
+    """The same module, known to be one that the loop reproduces.
+
+    Raises:
+        BackboneError: it is of another class, overrides the forward pass, pools nothing, or takes no RGB images.
+    """
+    kind = f"{type(vit).__module__}.{type(vit).__name__}"
+    if not isinstance(vit, VisionTransformer):
+        raise BackboneError(f"The backbone is a {kind}", expected=SUPPORTED, remedy=ADAPTER)
+    if type(vit).forward_features is not VisionTransformer.forward_features:
+        raise BackboneError(f"{kind} has a forward_features of its own", expected=SUPPORTED, remedy=ADAPTER)
+    if not vit.global_pool:
+        raise BackboneError(
+            "The backbone has global_pool = '': it returns tokens instead of one feature",
+            remedy="vit.reset_classifier(0, 'token'), or 'avg'",
+        )
+    channels = getattr(vit, "in_chans", 3)
+    if channels != 3:
+        raise BackboneError(f"The backbone takes images of {channels} channels", expected="3 (RGB)")
+    return vit
+
+
+def patch_size_of(vit: VisionTransformer) -> tuple[int, int]:
+    """Pixels (height, width) behind one token, also where a convolutional stem makes the tokens."""
+    height, width = vit.patch_embed.feat_ratio(as_scalar=False)
+    return int(height), int(width)
+
+
 def fingerprint(module: nn.Module) -> str:
     """sha256 over names, shapes, types and bytes of a module's weights, its classifier left out."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        if name.startswith("head."):
+        if name.startswith(CLASSIFIER):
             continue
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -102,7 +127,7 @@ def fingerprint(module: nn.Module) -> str:
 
 def preprocessing_of(vit: VisionTransformer) -> Preprocessing:
     """The weights' own data configuration, at the image size that the model now has."""
-    config = timm.data.resolve_data_config({}, model=vit)
+    config = resolve_data_config({}, model=vit)
     height, width = vit.patch_embed.img_size or config["input_size"][1:]
     return Preprocessing(
         image_size=(int(height), int(width)),
@@ -114,26 +139,24 @@ def preprocessing_of(vit: VisionTransformer) -> Preprocessing:
     )
 
 
-def resize(vit: VisionTransformer, image_size: tuple[int, int], resample_position: Resampler | None) -> None:
+def resize(vit: VisionTransformer, image_size: tuple[int, int], resample_position: Resampler | None = None) -> None:
     """Change image size and position grid in place.
 
     Raises:
         BackboneError: if a side is no multiple of the patch.
     """
-    for side, patch in zip(image_size, vit.patch_embed.patch_size, strict=True):
+    for side, patch in zip(image_size, patch_size_of(vit), strict=True):
         if side % patch or side <= 0:
             raise BackboneError(
                 f"The image size {image_size[0]} x {image_size[1]} does not divide into patches of {patch} pixels",
                 expected=f"multiples of {patch}",
                 remedy=f"for instance {max(1, round(side / patch)) * patch}",
             )
-    if tuple(image_size) == tuple(vit.patch_embed.img_size or ()):
+    if image_size == vit.patch_embed.img_size:
         return
-    old = vit.pos_embed
-    if resample_position is None or old is None:
-        vit.set_input_size(img_size=tuple(image_size))
+    if resample_position is None or vit.pos_embed is None:
+        vit.set_input_size(img_size=image_size)
         return
-    k = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    vit.patch_embed.set_input_size(img_size=tuple(image_size))
-    patches = resample_position(old.detach()[:, k:], vit.patch_embed.grid_size)
-    vit.pos_embed = nn.Parameter(torch.cat([old.detach()[:, :k], patches], dim=1), requires_grad=False)
+    vit.patch_embed.set_input_size(img_size=image_size)
+    resampled = resample_position(vit.pos_embed.detach(), vit.patch_embed.grid_size)
+    vit.pos_embed = nn.Parameter(resampled, requires_grad=False)
