@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 from viapt.data.images import looks_like_image
 from viapt.data.listing import PART_NAMES, Listing, Record, composed, sort_classes
@@ -97,7 +98,7 @@ def _visible(folder: Path, root: Path, ignored: Counter[str]) -> Iterator[_Entry
     """What lies in a (resolved) folder, in order of name, without what is hidden or outside the root."""
     try:
         with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
+            entries = sorted(scan, key=lambda entry: normalize("NFC", entry.name))
     except PermissionError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
     for entry in entries:

@@ -8,7 +8,8 @@ The content decides, never the suffix. Decisions where formats leave a choice:
   one image happens to use, because equal values must stay equal across images. Integers of 32 bits must fit into 16.
 - Floating-point images must lie in [0, 1]; any other range is a guess, and therefore an error.
 - Of an animation the first frame counts.
-- Only formats that Pillow decodes itself are opened: no PostScript interpreter is ever started.
+- Only formats are opened that Pillow decodes itself and that show when they are cut short: no PostScript interpreter is
+  ever started, and JPEG 2000 is refused because its decoder turns a truncated file into a grey or black picture.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ ImageLike = str | Path | bytes | Image.Image | np.ndarray
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb: 268 MB as RGB
 MAX_ASPECT = 100  # longer side to shorter: a resize of the short side blows thinner strips up beyond all bounds
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".tif", ".tiff", ".webp"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif"),
-    *(".heic", ".heif"),  # photos that cannot be read: better an error by name than a photo left out in silence
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
+    *(".heic", ".heif", ".jp2", ".j2k"),  # cannot be read: better an error by name than a photo left out in silence
 }
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from viapt.data.folders import read_folder
-from viapt.data.images import MAX_PIXELS, read_image
+from viapt.data.images import MAX_PIXELS, ImageLike, read_image
 from viapt.data.listing import PARTS, Listing, Record, composed, sort_classes, suggest
 from viapt.data.tables import read_table
 from viapt.errors import DataError
@@ -91,6 +91,11 @@ class ImageSource:
         image = self.items[index].image
         if isinstance(image, LazyImage):
             image = _fetch(image.dataset, image.index, self.name(index))[0]
+        if not isinstance(image, ImageLike):
+            raise DataError(
+                f"{self.name(index)} is of type {type(image).__name__}",
+                expected="a path, bytes, a Pillow image or an array (height, width, 3), not transformed",
+            )
         return read_image(image, name=self.name(index), max_pixels=max_pixels)
 
     def digest(self, index: int, image: Image.Image) -> bytes:
@@ -127,6 +132,7 @@ def read_source(data: Any, *, classes: Sequence[str] | None = None) -> ImageSour
             listed twice, and whatever is wrong with a table or folder.
     """
     root: Path | None = None
+    classes = None if classes is None else _class_names(classes)
     if isinstance(data, Mapping):
         listing, description = _read_parts(data, classes), "data given by part"
     elif isinstance(data, str | Path):
@@ -143,9 +149,9 @@ def _read_path(path: Path) -> Listing:
     return read_folder(path) if path.is_dir() else read_table(path)
 
 
-def _read_memory(data: Any, classes: Sequence[str] | None) -> Listing:
+def _read_memory(data: Any, classes: list[str] | None) -> Listing:
     if isinstance(data, ImageArrays):
-        listing = _pair(data.images, data.labels, list(data.classes))
+        listing = _pair(data.images, data.labels, _class_names(data.classes))
         official = getattr(data, "official_test", None)
         if official is not None:
             parts = ["test" if is_test else "train" for is_test in official]
@@ -156,21 +162,22 @@ def _read_memory(data: Any, classes: Sequence[str] | None) -> Listing:
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         count = len(data)
         labels = [_fetch(data, index, f"item {index}")[1] for index in range(count)]
-        known = getattr(data, "classes", None) or classes
-        return _pair([LazyImage(data, index) for index in range(count)], labels, known)
+        known = getattr(data, "classes", None)
+        images = [LazyImage(data, index) for index in range(count)]
+        return _pair(images, labels, _class_names(known) if known else classes)
     raise DataError(
         f"data of type {type(data).__name__}",
         expected="a path, (images, labels), an object with images, labels and classes, or a map-style data set",
     )
 
 
-def _pair(images: Any, labels: Any, classes: Sequence[str] | None) -> Listing:
+def _pair(images: Any, labels: Any, classes: list[str] | None) -> Listing:
     if len(images) != len(labels):
         raise DataError(f"{len(images)} images and {len(labels)} labels", expected="one label for each image")
     names = [_label_name(label, classes, index) for index, label in enumerate(labels)]
     images = [Path(image) if isinstance(image, str) else image for image in images]
     records = [Record(f"{i:06d}", name, "", image) for i, (name, image) in enumerate(zip(names, images, strict=True))]
-    return Listing(records, list(classes) if classes is not None else None)
+    return Listing(records, classes)
 
 
 def _fetch(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
@@ -200,7 +207,7 @@ def _label_name(label: Any, classes: Sequence[str] | None, index: int) -> str:
     return classes[number]
 
 
-def _read_parts(data: Mapping[str, Any], classes: Sequence[str] | None) -> Listing:
+def _read_parts(data: Mapping[str, Any], classes: list[str] | None) -> Listing:
     unknown = [name for name in data if name not in PARTS]
     if unknown or not data:
         raise DataError(
@@ -225,7 +232,6 @@ def _assemble(listing: Listing, classes: Sequence[str] | None, root: Path | None
     if names is None:
         training = [record.label for record in listing.records if record.part in ("", "train")]
         names = sort_classes(training or [record.label for record in listing.records])
-    names = _class_names(names)
     ignored = {reason: count for reason, count in listing.ignored.items() if count}
     if not listing.records:
         left_out = ", ".join(f"{count} {reason}" for reason, count in ignored.items())
