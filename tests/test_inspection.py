@@ -19,6 +19,8 @@ def classifier(method: str = "viapt", vit: dict | None = None, **options) -> Pro
     backbone = TimmViT(VisionTransformer(**sizes | (vit or {})))
     if method != "linear":
         options = {"num_prompts": PROMPTS} | options
+    if method == "viapt":
+        options = {"num_instance_prompts": 3} | options
     return PromptedClassifier(backbone, create_method(method, 24, 3, (8, 8), **options), ["a", "b"]).eval()
 
 
@@ -89,29 +91,38 @@ def test_looking_changes_nothing(training, images):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_explained_share_of_selected_coordinates(images):
-    """`select` keeps coordinates: before block 0 their share of the fused prompts' energy can be counted by hand."""
+def test_kept_shares_of_selected_coordinates(images):
+    """`select` keeps coordinates: before block 0 their share can be counted by hand."""
     model = classifier(reduction="select", kept_dim=6)
-    shares = inspect_model(model, images).explained_here
+    found = inspect_model(model, images)
     with torch.no_grad():
         _, patches, grid, _ = model.backbone.embed(images, PROMPTS)
         fused = model.method.fuse(patches, grid, None)
-    expected = fused[..., model.method.kept.mask[0]].square().sum() / fused.square().sum()
-    assert shares is not None and shares[0] == pytest.approx(float(expected), rel=1e-5)
-    assert len(shares) == 3 and all(0 < share < 1 for share in shares)
+    mask = model.method.kept.mask[0]
+    assert found.kept_energy[0] == pytest.approx(
+        float(fused[..., mask].square().sum() / fused.square().sum()), rel=1e-4
+    )
+    variance = fused.var(0)
+    assert found.kept_variance[0] == pytest.approx(float(variance[:, mask].sum() / variance.sum()), rel=1e-4)
+    assert len(found.kept_energy) == len(found.kept_variance) == 3
+    assert all(0 < share < 1 for share in found.kept_energy + found.kept_variance)
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"kept_dim": 24, "reduction": "random"}, pytest.approx([1, 1, 1], rel=1e-5)),
-        ({"kept_dim": 0}, None),
-        ({"reduction": "linear"}, None),
-    ],
-    ids=["everything kept", "nothing kept", "not a subspace"],
-)
-def test_explained_share_at_the_corners(options, expected, images):
-    assert inspect_model(classifier(**options), images).explained_here == expected
+def test_kept_shares_when_everything_is_kept(images):
+    found = inspect_model(classifier(kept_dim=24, reduction="random"), images)
+    assert found.kept_energy == pytest.approx([1, 1, 1], rel=1e-5)
+    assert found.kept_variance == pytest.approx([1, 1, 1], rel=1e-4)
+
+
+def test_nothing_differs_before_the_first_block_without_instance_prompts(images):
+    found = inspect_model(classifier(num_instance_prompts=0, kept_dim=6, reduction="random"), images)
+    assert found.kept_variance[0] is None and 0 < found.kept_variance[1] < 1
+
+
+@pytest.mark.parametrize("options", [{"kept_dim": 0}, {"reduction": "linear"}], ids=["nothing kept", "no subspace"])
+def test_no_share_without_a_kept_subspace(options, images):
+    found = inspect_model(classifier(**options), images)
+    assert found.kept_energy is None and found.kept_variance is None
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -132,9 +143,10 @@ def test_parameters_by_part(images):
     assert parts.pop("backbone") == sum(p.numel() for p in model.backbone.parameters())
     assert parts.pop("method.kept (fixed)") >= 3 * 24 * 6  # the basis
     assert parts["method.fresh"] == 3 * PROMPTS * 18 and parts["head"] == 2 * 25
-    assert sum(parts.values()) == found.learnable == sum(p.numel() for p in model.learnable().values())
+    learned = [count for part, count in parts.items() if not part.endswith("(fixed)")]
+    assert sum(learned) == found.learnable == sum(p.numel() for p in model.learnable().values())
 
 
 def test_a_method_without_prompts(images):
     found = inspect_model(classifier("linear"), images)
-    assert found.prompt_attention is None and found.explained_here is None and found.learnable == 50
+    assert found.prompt_attention is None and found.kept_energy is None and found.learnable == 50

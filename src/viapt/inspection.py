@@ -6,9 +6,8 @@ Nothing is changed and nothing learned: the frozen blocks are watched through a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 
 from viapt.backbones.base import Backbone, Tokens
 from viapt.errors import BackboneError
+from viapt.inference import evaluating
 from viapt.model import PromptedClassifier
-from viapt.reduction import LinearProjection, Reduction, RunningPCA
+from viapt.reduction import FixedSubspace, Reduction, RunningPCA, SelectCoordinates
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,12 @@ class Inspection:
         parameters: part -> numbers it holds, learnable parts by their first name ("method.generator"), then the head,
             buffers that the adapter stores ("method.kept (fixed)"), and the frozen backbone.
         learnable: how many numbers are trained, head included.
-        explained: layer -> share in [0, 1] of the prompts' second moment inside the kept subspace, as training
-            estimated it; None where nothing was estimated.
-        explained_here: the same, measured on the given images; None without images, or where nothing is kept in place.
+        explained: layer -> share in [0, 1] of the prompts' variance inside the kept subspace, as training estimated
+            it (of their second moment, without `center_basis`); None where nothing was estimated.
+        kept_energy: layer -> share in [0, 1] of the prompts' squared length inside the kept subspace, on the given
+            images; None without images, or where the reduction keeps no subspace in place.
+        kept_variance: likewise of what differs between the images, prompt by prompt; None for a layer where nothing
+            differs.
         prompt_attention: layer -> share in [0, 1] of attention that goes to prompts, averaged over images and heads:
             the class token's, or the patches' where there is none; None without images, without prompts, or where the
             backbone hides its attention.
@@ -41,9 +44,14 @@ class Inspection:
     parameters: dict[str, int]
     learnable: int
     explained: list[float] | None = None
-    explained_here: list[float] | None = None
+    kept_energy: list[float] | None = None
+    kept_variance: list[float | None] | None = None
     prompt_attention: list[float] | None = None
     images: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,8 @@ def inspect_model(model: PromptedClassifier, images: Float[Tensor, "batch 3 heig
         share = prompt_attention(model, images).share.mean(0).tolist() if model.method.num_prompts else None
     except BackboneError:
         share = None
-    return Inspection(counts, learnable, estimated, measured_share(model, images), share, images.shape[0])
+    energy, variance = measured_shares(model, images)
+    return Inspection(counts, learnable, estimated, energy, variance, share, images.shape[0])
 
 
 def count_parameters(model: PromptedClassifier) -> dict[str, int]:
@@ -103,28 +112,32 @@ def estimated_share(model: PromptedClassifier) -> list[float] | None:
     return None
 
 
-def measured_share(model: PromptedClassifier, images: Float[Tensor, "batch 3 height width"]) -> list[float] | None:
-    """|kept part|^2 / |prompts|^2 over these images, for each layer.
-
-    `linear` learns an arbitrary projection that keeps no subspace in place: no share is defined.
-    """
-    shares: dict[int, float] = {}
+def measured_shares(
+    model: PromptedClassifier, images: Float[Tensor, "batch 3 height width"]
+) -> tuple[list[float] | None, list[float | None] | None]:
+    """`Inspection.kept_energy` and `Inspection.kept_variance`."""
+    energy: dict[int, float] = {}
+    variance: dict[int, float | None] = {}
 
     def measure(reduction: nn.Module, inputs: tuple[int, Tensor, Tensor]) -> None:
         layer, prompts, fresh = inputs
         assert isinstance(reduction, Reduction)
         kept = reduction.reduce(layer, prompts, torch.zeros_like(fresh))
-        shares[layer] = float(kept.square().sum() / prompts.square().sum().clamp_min(torch.finfo(prompts.dtype).tiny))
+        energy[layer] = float(kept.square().sum() / prompts.square().sum())
+        differing = (prompts - prompts.mean(0)).square().sum()
+        tiny = torch.finfo(prompts.dtype).eps * prompts.square().sum()  # equal prompts differ by rounding
+        variance[layer] = float((kept - kept.mean(0)).square().sum() / differing) if differing > tiny else None
 
-    found = [r for r in reductions(model) if r.kept_dim and not isinstance(r, LinearProjection)]
-    hooks = [reduction.register_forward_pre_hook(measure) for reduction in found]
+    in_place = [r for r in reductions(model) if r.kept_dim and isinstance(r, FixedSubspace | SelectCoordinates)]
+    hooks = [reduction.register_forward_pre_hook(measure) for reduction in in_place]
     try:
         with evaluating(model):
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return [shares[layer] for layer in sorted(shares)] or None
+    layers = sorted(energy)
+    return [energy[layer] for layer in layers] or None, [variance[layer] for layer in layers] or None
 
 
 def prompt_attention(model: PromptedClassifier, images: Float[Tensor, "batch 3 height width"]) -> PromptAttention:
@@ -189,15 +202,3 @@ def standing_in(model: PromptedClassifier, backbone: Backbone) -> PromptedClassi
 def reductions(model: PromptedClassifier) -> list[Reduction]:
     """The kept subspaces of the model's method: none or one, for the methods so far."""
     return [module for module in model.method.modules() if isinstance(module, Reduction)]
-
-
-@contextmanager
-def evaluating(model: PromptedClassifier) -> Iterator[None]:
-    """Evaluation mode without gradients, and the former mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

@@ -1,0 +1,139 @@
+"""The pictures of a report, each one PNG of one panel, legible on a phone and without telling colours apart.
+
+Colours are Okabe and Ito's; every series also has a marker of its own. Nothing here touches matplotlib's global state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK, FAINT = "#222222", "#d8d8d8"
+SIZE = (5.2, 3.9)  # inches
+
+
+def lines(series: Mapping[str, Sequence[float]], *, x: str, y: str, percent: bool = False) -> bytes:
+    """Curves over 1, 2, ..., such as epochs or layers.
+
+    Args:
+        series: up to seven, by the name that the legend shows.
+        x, y: labels of the axes.
+        percent: values are shares in [0, 1], shown in per cent.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = panel(x, y)
+    for k, (name, values) in enumerate(series.items()):
+        shown = [100 * value for value in values] if percent else list(values)
+        steps = range(1, len(shown) + 1)
+        axes.plot(steps, shown, color=COLOURS[k], marker=MARKERS[k], markersize=5, linewidth=1.8, label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, labelcolor=INK)
+    return png(figure)
+
+
+def accuracy_against_parameters(points: dict[str, tuple[int, float, float, float]]) -> bytes:
+    """Accuracy with its interval over the number of learnable parameters, on a logarithmic axis.
+
+    Args:
+        points: name -> (learnable parameters, accuracy, low, high); accuracies in [0, 1].
+    """
+    figure, axes = panel("learnable parameters, head included", "test accuracy (%)")
+    for k, (name, (parameters, value, low, high)) in enumerate(points.items()):
+        error = [[100 * (value - low)], [100 * (high - value)]]
+        label = f"{name}: {parameters:,}"
+        axes.errorbar(
+            parameters, 100 * value, error, color=COLOURS[k], marker=MARKERS[k], markersize=8, capsize=4, label=label,
+            linestyle="none",
+        )  # fmt: skip
+    axes.set_xscale("log")
+    counts = [parameters for parameters, *_ in points.values()]
+    axes.set_xlim(min(counts) / 2, max(counts) * 2)
+    axes.legend(frameon=False, labelcolor=INK)
+    return png(figure)
+
+
+def confusion(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str]) -> bytes:
+    """Counts, rows the truth, columns the answer; shades are shares of the row."""
+    n = len(classes)
+    side = max(3.9, 0.42 * n + 1.6)
+    figure, axes = panel("predicted", "true", size=(side + 0.3, side))
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(False)
+    for row, column in np.ndindex(n, n):
+        if matrix[row, column]:
+            ink = "white" if shares[row, column] > 0.6 else INK
+            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=ink, fontsize=9)
+    names = [name if len(name) <= 14 else name[:13] + "…" for name in classes]
+    axes.set_xticks(range(n), names, rotation=30 if n <= 6 else 90, ha="right" if n <= 6 else "center")
+    axes.set_yticks(range(n), names)
+    return png(figure)
+
+
+def photo(
+    image: UInt8[np.ndarray, "height width 3"], attention: Float[np.ndarray, "h w"] | None, highest: float | None = None
+) -> bytes:
+    """A picture, and beside it what the prompts look at.
+
+    Args:
+        image: RGB.
+        attention: non-negative, on the grid of patches; None: the picture alone.
+        highest: the attention that gets the brightest colour; None: the largest of this map.
+    """
+    figure, panels = blank(1 if attention is None else 2)
+    height, width = image.shape[:2]
+    for axes in panels:
+        axes.imshow(image)
+    if attention is not None:
+        grey = image.mean(2)
+        panels[1].imshow(grey, cmap="gray", vmin=0, vmax=255)
+        panels[1].imshow(
+            attention, cmap="magma", vmin=0, vmax=highest or attention.max() or 1, alpha=0.6, interpolation="bilinear",
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        )  # fmt: skip
+    return png(figure)
+
+
+def panel(x: str, y: str, *, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """An empty plot with labelled axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.tick_params(colors=INK, length=3)
+    axes.grid(color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def blank(columns: int) -> tuple[Figure, list[Axes]]:
+    """Square places for pictures, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.2 * columns, 2.2), layout="constrained", facecolor="white")
+    panels = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axes in panels:
+        axes.set_axis_off()
+    return figure, panels
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, without a date in it: equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
