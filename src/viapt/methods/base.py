@@ -29,7 +29,7 @@ class PromptMethod(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 5e-3
     num_prompts: int = 0
     num_instance_prompts: int = 0
     batch_dependent: bool = False
