@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from viapt.backbones.base import Backbone
 from viapt.errors import ConfigError
 from viapt.methods.base import PromptMethod
+
+if TYPE_CHECKING:
+    import viapt.inference
 
 
 class PromptedClassifier(nn.Module):
@@ -124,6 +128,25 @@ class PromptedClassifier(nn.Module):
         """Cast the frozen backbone alone; what learns keeps its own precision."""
         self.backbone.to(dtype)
         return self
+
+    def save_pretrained(self, directory: str | Path, *, training: Mapping[str, Any] | None = None) -> Path:
+        """Save the adapter; see `viapt.artifact.save_pretrained`."""
+        from viapt.artifact import save_pretrained
+
+        return save_pretrained(self, directory, training=training)
+
+    def predict(
+        self,
+        images: Any,
+        policy: Literal["mean", "fixed", "multi"] = "mean",
+        rounds: int = 5,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> viapt.inference.Prediction:
+        """Labels and probabilities of images; see `viapt.inference.predict`."""
+        from viapt.inference import predict
+
+        return predict(self, images, policy, rounds, seed, batch_size)
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
