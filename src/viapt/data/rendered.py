@@ -15,7 +15,7 @@ SIZE = 96
 DIRECTIONS = 16
 COUNTS = range(3, 11)
 
-Polygon = Float64[np.ndarray, "corners 2"]
+Polygon = Float64[np.ndarray, "_ 2"]
 Colour = Float64[np.ndarray, " 3"]
 Canvas = Float64[np.ndarray, "height width 3"]
 Pictures = tuple[UInt8[np.ndarray, "n height width 3"], Int64[np.ndarray, " n"]]

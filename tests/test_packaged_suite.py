@@ -1,0 +1,397 @@
+"""The packaged suite: what is read, how it is cached, split and exported."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from viapt import packaged
+from viapt.data import packaged as suite
+from viapt.data.packaged import Content, PackagedTask, Recipe, array_in_pickle, export_folder, fetch_all, split
+from viapt.errors import ConfigError, DataError, FetchError
+
+
+def task_of(labels: np.ndarray, official_test: np.ndarray | None = None, images: np.ndarray | None = None):
+    images = np.zeros((len(labels), 1, 1, 3), np.uint8) if images is None else images
+    classes = [f"class {label}" for label in range(labels.max(initial=0) + 1)]
+    return PackagedTask("toy", images, labels, classes, "MIT", "toy 1.0", "0" * 64, official_test)
+
+
+# Splits
+
+
+@st.composite
+def split_cases(draw):
+    labels = np.array(draw(st.lists(st.integers(0, 4), max_size=120)), np.int64)
+    official = None
+    if draw(st.booleans()):
+        official = np.array(draw(st.lists(st.booleans(), min_size=len(labels), max_size=len(labels))), bool)
+    pool = len(labels) if official is None else int((~official).sum())
+    train = draw(st.integers(0, pool))
+    val = draw(st.integers(0, pool - train))
+    return labels, official, train, val, draw(st.integers(0, 150)), draw(st.integers(0, 2**32))
+
+
+@given(split_cases())
+def test_splits_are_disjoint_of_the_asked_sizes_and_repeatable(case):
+    labels, official, train, val, test, seed = case
+    task = task_of(labels, official)
+    parts = split(task, train, val, test, seed)
+    joined = np.concatenate(list(parts.values()))
+    assert len(set(joined.tolist())) == len(joined) and set(joined) <= set(range(len(task.labels)))
+    available = len(task.labels) - train - val if official is None else int(official.sum())
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": train,
+        "val": val,
+        "test": min(test, available),
+    }
+    if official is not None:
+        assert official[parts["test"]].all() and not official[parts["train"]].any() and not official[parts["val"]].any()
+    elif test >= available:
+        assert len(joined) == len(task.labels)
+    for name, part in split(task, train, val, test, seed).items():
+        np.testing.assert_array_equal(part, parts[name])
+        assert (np.diff(part) > 0).all()
+
+
+@given(split_cases())
+def test_each_part_holds_every_class_by_its_share(case):
+    """Less than one image off the class's share of what the part is drawn from: first test, then val, then train."""
+    labels, official, train, val, test, seed = case
+    task = task_of(labels, official)
+    parts = split(task, train, val, test, seed)
+    left = np.ones(len(task.labels), bool)
+    for name in ("test", "val", "train"):
+        pool = left.copy()
+        if task.official_test is not None:
+            pool &= task.official_test if name == "test" else ~task.official_test
+        for label in range(5):
+            share = Fraction(len(parts[name]) * int((task.labels[pool] == label).sum()), max(int(pool.sum()), 1))
+            assert abs(int((task.labels[parts[name]] == label).sum()) - share) < 1
+        left[parts[name]] = False
+
+
+def test_test_and_validation_images_stay_when_less_is_trained_on():
+    task = task_of(np.arange(500) % 5)
+    many, few = split(task, 300, 50, 100, seed=3), split(task, 20, 50, 100, seed=3)
+    np.testing.assert_array_equal(many["test"], few["test"])
+    np.testing.assert_array_equal(many["val"], few["val"])
+    assert not np.array_equal(many["test"], split(task, 300, 50, 100, seed=4)["test"])
+
+
+def test_splits_that_cannot_be_drawn_are_refused():
+    task = task_of(np.arange(50) % 5, np.arange(50) < 20)
+    with pytest.raises(ConfigError, match="of 30 in task 'toy'"):
+        split(task, 21, 10, 5)
+    with pytest.raises(ConfigError, match="0 or more"):
+        split(task, 5, -1, 5)
+
+
+# Pickles
+
+
+def numpy_1_pickle(array: np.ndarray) -> bytes:
+    """As NumPy 1 wrote it; NumPy 2 calls the same module by another name."""
+    return pickle.dumps(array, 4).replace(b"\x16numpy._core.multiarray", b"\x15numpy.core.multiarray")
+
+
+@given(st.integers(0, 300), st.integers(1, 3), st.integers(1, 3))
+def test_an_array_in_a_pickle_is_read(n, height, width):
+    pictures = np.random.default_rng(n).integers(0, 256, (n, height, width), np.uint8)
+    np.testing.assert_array_equal(array_in_pickle(numpy_1_pickle(pictures), "|u1", pictures.shape), pictures)
+    labels = np.arange(n) * 2**40
+    np.testing.assert_array_equal(array_in_pickle(numpy_1_pickle(labels), "<i8", (n,)), labels)
+
+
+class Hostile:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_hostile_pickles_are_refused_and_not_run(tmp_path):
+    target = tmp_path / "owned"
+    harmless = numpy_1_pickle(np.zeros((2, 3, 3), np.uint8))
+    hostile = pickle.dumps(Hostile(target), 4)
+    body = hostile[11:-1]  # without protocol, frame and STOP; "0" drops what it made
+    for pickled in (hostile, harmless[:2] + body + b"0" + harmless[2:], harmless[:-1] + body + b"0."):
+        with suppress(pickle.UnpicklingError):  # frames are out of step by then
+            pickle.loads(pickled)
+        assert target.exists()  # it would have worked
+        target.rmdir()
+        with pytest.raises(DataError, match="something else"):
+            array_in_pickle(pickled, "|u1", (2, 3, 3))
+        assert not target.exists()
+
+
+def test_another_type_or_shape_is_refused():
+    pickled = numpy_1_pickle(np.zeros((2, 3, 3), np.uint8))
+    for dtype, shape in (("|i1", (2, 3, 3)), ("|u1", (3, 2, 3)), ("|u1", (2, 9)), ("<i8", (2, 3, 3))):
+        with pytest.raises(DataError):
+            array_in_pickle(pickled, dtype, shape)
+    with pytest.raises(DataError):
+        array_in_pickle(numpy_1_pickle(np.asfortranarray(np.zeros((2, 3, 3), np.uint8))), "|u1", (2, 3, 3))
+
+
+@given(st.data())
+def test_damaged_pickles_are_refused_or_differ_in_pixels_only(data):
+    pickled = bytearray(numpy_1_pickle(np.zeros((2, 3, 3), np.uint8)))
+    if data.draw(st.booleans()):
+        del pickled[data.draw(st.integers(0, len(pickled) - 1)) :]
+    else:
+        pickled[data.draw(st.integers(0, len(pickled) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        array = array_in_pickle(bytes(pickled), "|u1", (2, 3, 3))
+    except DataError:
+        return
+    assert array.dtype == np.uint8 and array.shape == (2, 3, 3)
+
+
+# Fashion-MNIST's formats
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def test_idx_files():
+    pictures = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    raw = idx_bytes(pictures)
+    np.testing.assert_array_equal(suite._idx(raw), pictures)
+    for damaged in (raw[:-1], raw + b"\0", raw[:6], b"", b"\0\0\x0d" + raw[3:], b"\0\0\x08\x00"):
+        with pytest.raises(DataError):
+            suite._idx(damaged)
+
+
+def test_gzip_files_are_bounded():
+    compressed = gzip.compress(b"\0" * 100_000)
+    assert len(suite._gunzip(compressed, 100_000)) == 100_000
+    with pytest.raises(DataError, match="more than 99999 bytes"):
+        suite._gunzip(compressed, 99_999)
+    for damaged in (compressed[:-10], b"no gzip", b""):
+        with pytest.raises(DataError):
+            suite._gunzip(damaged, 1) if damaged else suite._idx(suite._gunzip(damaged))
+
+
+# The cache
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch) -> list[int]:
+    """A task "toy" that counts how often it is made."""
+    monkeypatch.setenv("VIAPT_CACHE", str(tmp_path / "cache"))
+    made = []
+
+    def make() -> Content:
+        made.append(1)
+        rng = np.random.default_rng(0)
+        return Content(rng.integers(0, 256, (6, 4, 5), np.uint8), np.arange(6) % 2, np.arange(6) >= 4)
+
+    monkeypatch.setitem(suite.RECIPES, "toy", Recipe(["a", "b"], make))
+    return made
+
+
+def test_a_task_is_made_once_and_read_back_the_same(toy):
+    first, second = suite.load_task("toy"), suite.load_task("toy")
+    assert len(toy) == 1
+    np.testing.assert_array_equal(first.images, second.images)
+    np.testing.assert_array_equal(first.labels, second.labels)
+    np.testing.assert_array_equal(first.official_test, second.official_test)
+    assert first.content_hash == second.content_hash and first.classes == ["a", "b"]
+    assert first.images.shape == (6, 4, 5, 3) and (first.images == first.images[..., :1]).all()
+    with pytest.raises(ValueError, match="read-only"):
+        first.images[0, 0, 0, 0] = 1
+
+
+def test_a_damaged_cache_is_made_again(toy, tmp_path):
+    good = suite.load_task("toy")
+    path = tmp_path / "cache" / "task-toy.safetensors"
+    content = path.read_bytes()
+    for position in range(0, len(content), 3):
+        flipped = bytearray(content)
+        flipped[position] ^= 0x01
+        path.write_bytes(flipped)
+        task = suite.load_task("toy")
+        assert task.content_hash == good.content_hash
+        np.testing.assert_array_equal(task.images, good.images)
+    made = len(toy)
+    assert made > len(content) // 3 * 0.9  # nearly every flip mattered; padding does not
+    for end in (0, 4, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:end])
+        assert suite.load_task("toy").content_hash == good.content_hash
+    assert len(toy) == made + 4
+
+
+def test_new_rules_make_a_task_again(toy, monkeypatch):
+    suite.load_task("toy")
+    monkeypatch.setattr(suite, "LAYOUT", "other")
+    suite.load_task("toy")
+    assert len(toy) == 2
+
+
+def test_the_content_hash_sees_pictures_labels_and_shapes():
+    images, labels = np.zeros((2, 4, 6), np.uint8), np.zeros(2, np.int64)
+    other_labels, other_images = np.array([0, 1]), images.copy()
+    other_images[1, 2, 3] = 1
+    contents = [Content(images, labels), Content(other_images, labels), Content(images, other_labels)]
+    contents += [Content(images.reshape(2, 6, 4), labels), Content(images, labels, np.zeros(2, bool))]
+    assert len({suite._hash(content) for content in contents}) == len(contents)
+
+
+def test_unknown_task():
+    with pytest.raises(ConfigError, match="elpv"):
+        suite.load_task("elvp")
+
+
+# Fetching by name
+
+
+def fake_fetch(broken: str) -> Callable[..., Path]:
+    def fetch(name: str, on_progress: packaged.Progress) -> Path:
+        on_progress(1, 2)
+        if name == broken:
+            raise FetchError("the network is down")
+        return Path("/cache") / name
+
+    return fetch
+
+
+def test_one_failure_does_not_stop_the_others(monkeypatch):
+    monkeypatch.setattr(packaged, "fetch", fake_fetch("elpv-dataset"))
+    output = io.StringIO()
+    statuses = fetch_all(["packaged"], Console(file=output, width=60))
+    assert list(statuses) == ["weights", *suite.list_tasks()]
+    assert [name for name, status in statuses.items() if not status.ready] == ["elpv"]
+    assert "elpv: failed: the network is down." in output.getvalue()
+    assert "drawn when first used" in statuses["count"].message
+
+
+def test_the_licence_is_printed(monkeypatch, capfd):
+    monkeypatch.setattr(packaged, "fetch", fake_fetch(""))
+    output = io.StringIO()
+    fetch_all(["elpv"], Console(file=output))
+    assert "CC-BY-NC-SA-4.0" in output.getvalue()
+    fetch_all(["elpv"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_unknown_name_is_refused_before_anything_is_fetched(monkeypatch):
+    monkeypatch.setattr(packaged, "fetch", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(ConfigError, match="'elvp'"):
+        fetch_all(["weights", "elvp"])
+
+
+# Export
+
+
+@pytest.fixture(params=["grey", "colour"])
+def pictures(request) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if request.param == "colour":
+        return rng.integers(0, 256, (9, 8, 7, 3), np.uint8)
+    return np.broadcast_to(rng.integers(0, 256, (9, 8, 7, 1), np.uint8), (9, 8, 7, 3))
+
+
+def test_export_writes_every_picture_where_it_belongs(tmp_path, pictures):
+    task = task_of(np.arange(9) % 3, images=pictures)
+    parts = split(task, 3, 3, 3)
+    directory = export_folder(task, tmp_path / "deep" / "out", parts)
+    found = {path.relative_to(directory) for path in directory.rglob("*.png")}
+    expected = {Path(part, f"class {i % 3}", f"{i:05d}.png"): i for part, indices in parts.items() for i in indices}
+    assert found == set(expected)
+    for path, index in expected.items():
+        with Image.open(directory / path) as picture:
+            np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), pictures[index])
+    assert list((tmp_path / "deep").iterdir()) == [directory]
+    with pytest.raises(DataError, match="exists"):
+        export_folder(task, directory, parts)
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
+    task = task_of(np.arange(9) % 3)
+    saved = []
+
+    def save(_picture: Image.Image, path: Path, **_options: int) -> None:
+        saved.append(path)
+        path.touch()
+        if len(saved) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        export_folder(task, tmp_path / "out", split(task, 3, 3, 3))
+    assert saved and list(tmp_path.iterdir()) == []
+
+
+# The real things
+
+HASHES = {
+    "elpv": "0d236ed36616",
+    "silhouettes": "824f1e4948a3",
+    "fashion": "fc29fa89c7df",
+}
+
+
+def load_or_skip(name: str) -> PackagedTask:
+    try:
+        return suite.load_task(name)
+    except FetchError as error:
+        if name == "fashion":  # Debian's archive may be out of reach where the package index is not
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.packaged
+@pytest.mark.parametrize("name", HASHES)
+def test_content_is_what_results_were_made_with(name):
+    assert load_or_skip(name).content_hash.startswith(HASHES[name])
+
+
+@pytest.mark.packaged
+def test_elpv_labels_are_those_of_its_table():
+    """The counts that the data set's paper and page give, and one cell looked up by hand."""
+    task = load_or_skip("elpv")
+    assert np.bincount(task.labels).tolist() == [1508, 295, 106, 715]
+    assert task.images.shape == (2624, 300, 300, 3) and task.licence == "CC-BY-NC-SA-4.0"
+    assert [task.classes[label] for label in task.labels[:4]] == ["defective"] * 3 + ["intact"]
+    wheel = packaged.fetch("elpv-dataset")
+    name = "elpv_dataset/data/images/cell1234.png"
+    with Image.open(io.BytesIO(packaged.read_members(wheel, [name], 2**20)[name])) as photo:
+        np.testing.assert_array_equal(np.asarray(photo), task.images[1233, ..., 0])
+
+
+@pytest.mark.packaged
+def test_silhouettes_have_no_copies_and_the_animals_their_names():
+    task = load_or_skip("silhouettes")
+    assert len(np.unique(task.images[..., 0], axis=0)) == len(task.labels)
+    # Zebras alone are striped: their pictures have grey inside. Giraffes and cats stand higher than bears and cows.
+    grey = ((task.images[..., 0] > 60) & (task.images[..., 0] < 200)).mean((1, 2))
+    height = (task.images[..., 0] > 128).any(2).sum(1)
+    mean_of = lambda values: {name: values[task.labels == k].mean() for k, name in enumerate(task.classes)}  # noqa: E731
+    assert max(mean_of(grey), key=mean_of(grey).__getitem__) == "zebra"
+    heights = mean_of(height)
+    assert min(heights["giraffe"], heights["cat"]) > max(heights["bear"], heights["cow"], heights["elephant"])
+
+
+@pytest.mark.packaged
+def test_fashion_begins_as_everybody_knows_it():
+    task = load_or_skip("fashion")
+    assert task.labels[:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
+    assert task.labels[60_000:60_010].tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
+    assert task.official_test.sum() == 10_000 and task.official_test[60_000:].all()
+    assert (split(task)["test"] >= 60_000).all() and (split(task)["train"] < 60_000).all()
