@@ -156,9 +156,7 @@ def test_the_result_is_plain_json() -> None:
     assert set(values["top5"]) == {"value", "low", "high"}
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"policy": "median"}, {"rounds": 0}, {"seed": -1}, {"confidence": 1.0}, {"resamples": 99}]
-)
+@pytest.mark.parametrize("arguments", [{"rounds": 0}, {"seed": -1}, {"confidence": 1.0}, {"resamples": 99}])
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         evaluate(tiny_model("linear"), tiny_data(), **arguments)

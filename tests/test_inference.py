@@ -20,7 +20,7 @@ from torch import Tensor
 from training_cases import tiny_images, tiny_model
 from viapt.data.transforms import eval_transform
 from viapt.errors import ConfigError, DataError
-from viapt.inference import predict
+from viapt.inference import check_policy, predict
 from viapt.model import PromptedClassifier
 
 
@@ -192,9 +192,12 @@ def test_what_is_no_image_is_refused(images: Any, message: str, model: PromptedC
         predict(model, images)
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"policy": "median"}, {"policy": "multi", "rounds": 0}, {"seed": -1}, {"batch_size": 0}]
-)
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'median'.*mean, fixed, multi"):
+        check_policy("median", 1, 0)
+
+
+@pytest.mark.parametrize("arguments", [{"policy": "multi", "rounds": 0}, {"seed": -1}, {"batch_size": 0}])
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], model: PromptedClassifier) -> None:
     with pytest.raises(ConfigError, match=next(iter(arguments)) if len(arguments) == 1 else "rounds"):
         predict(model, tiny_images(1), **arguments)

@@ -126,6 +126,12 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
+@pytest.mark.parametrize("name", ["optimizer", "selection"])
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} = 'best' is not possible.*one of"):
+        recipe(**{name: "best"})
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -136,11 +142,9 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
         {"batch_size": 0},
         {"accumulate": 0},
         {"accumulate": 9},
-        {"optimizer": "adam"},
         {"weight_decay": -1.0},
         {"warmup_epochs": 3.0},
         {"clip": 0.0},
-        {"selection": "best"},
         {"seed": -1},
         {"selection": "best-val"},  # without validation data
         {"optimizer": "sgd"},  # without a learning rate

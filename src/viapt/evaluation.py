@@ -210,8 +210,8 @@ def negative_log_likelihood(probabilities: Float[Tensor, "n classes"], labels: I
 
 def proportion(hits: int, total: int, confidence: float) -> Estimate:
     """hits / total with its Wilson interval."""
-    low, high = wilson(np.array(hits, np.float64), np.array(total, np.float64), confidence)
-    return Estimate(hits / total, float(low), float(high))
+    low, high = wilson(np.array([hits], np.float64), np.array([total], np.float64), confidence)
+    return Estimate(hits / total, float(low[0]), float(high[0]))
 
 
 def wilson(hits: Array, totals: Array, confidence: float) -> tuple[Array, Array]:

@@ -33,11 +33,11 @@ class Recipe:
     lr: float
     batch_size: int
     accumulate: int
-    optimizer: OptimizerName
+    optimizer: str
     weight_decay: float
     warmup_epochs: float
     clip: float | None
-    selection: Selection
+    selection: str
     seed: int
 
     def __post_init__(self) -> None:

@@ -185,6 +185,8 @@ class Training:
             self.batches.start = standing.step - epoch * self.steps_per_epoch
             self.loader.set_epoch(epoch)  # of the order, and of the augmentation
             for images, labels in self.loader:
+                check_images(self.model, images)
+                check_labels(len(self.model.classes), labels)
                 self.step(images, labels)
                 display.step(epoch + 1, labels.shape[0], standing.loss_sum / standing.seen)
                 self.breathe()
@@ -192,8 +194,6 @@ class Training:
 
     def step(self, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"]) -> None:
         """One optimizer step."""
-        check_images(self.model, images)
-        check_labels(len(self.model.classes), labels)
         standing, recipe, labels = self.standing, self.recipe, labels.long()
         lr = recipe.lr_at(standing.step, self.steps_per_epoch)
         for group in self.plain_optimizer.param_groups:
