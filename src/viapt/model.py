@@ -149,7 +149,7 @@ class PromptedClassifier(nn.Module):
         return predict(self, images, policy, rounds, seed, batch_size)
 
 
-def check_classes(classes: Sequence[str]) -> list[str]:
+def check_classes(classes: Sequence[Any]) -> list[str]:
     """Class names, checked: at least two, all strings, all different.
 
     Raises:

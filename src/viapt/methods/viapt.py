@@ -264,17 +264,17 @@ class CarryScale(nn.Module):
         scale = self.scales[layer - 1]
         if self.unit is not None:
             if self.training and self.measuring and prompts.shape[0] > 1:
-                self.measure(layer - 1, prompts.detach())
+                self.measure(layer - 1, prompts.detach(), self.unit)
             scale = scale * self.gain[layer - 1]
         return scale * prompts
 
     @torch.no_grad()
-    def measure(self, index: int, prompts: Float[Tensor, "batch p dim"]) -> None:
+    def measure(self, index: int, prompts: Float[Tensor, "batch p dim"], unit: float) -> None:
         """Average one batch in, and stop after the last block's last step."""
         if self.seen[index] < self.steps:
             deviation = (prompts - prompts.mean(0)).square().mean().sqrt().clamp_min(torch.finfo(prompts.dtype).eps)
             gain, seen = self.gain.clone(), int(self.seen[index])
-            gain[index] = (seen * gain[index] + self.unit / deviation) / (seen + 1)
+            gain[index] = (seen * gain[index] + unit / deviation) / (seen + 1)
             self.gain = gain
             self.seen[index] += 1
         self.measuring = bool((self.seen < self.steps).any())

@@ -75,7 +75,14 @@ def tiny_backbones() -> dict[str, Callable[[], Backbone]]:
 
 def tiny_vit(**options: Any) -> TimmViT:
     """A small `VisionTransformer` with weights large enough for every part of it to matter."""
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
+    sizes: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 3,
+        "num_heads": 2,
+        "num_classes": 0,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vit = VisionTransformer(**(sizes | options))
