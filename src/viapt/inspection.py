@@ -29,8 +29,9 @@ class Inspection:
         parameters: part -> numbers it holds, learnable parts by their first name ("method.generator"), then the head,
             buffers that the adapter stores ("method.kept (fixed)"), and the frozen backbone.
         learnable: how many numbers are trained, head included.
-        explained: layer -> share in [0, 1] of the prompts' variance inside the kept subspace, as training estimated
-            it (of their second moment, without `center_basis`); None where nothing was estimated.
+        explained: layer -> share in [0, 1] of what the kept subspace was chosen by, as training estimated it: of the
+            prompts' second moment, or with `center_basis` of their covariance beside the axes of the slots' means;
+            None where nothing was estimated.
         kept_energy: layer -> share in [0, 1] of the prompts' squared length inside the kept subspace, on the given
             images; None without images, or where the reduction keeps no subspace in place.
         kept_variance: likewise of what differs between the images, prompt by prompt; None for a layer where nothing

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from viapt.errors import ConfigError
-from viapt.methods import arguments, did_you_mean, method_class
+from viapt.errors import ConfigError, did_you_mean
+from viapt.methods import arguments, method_class
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 

@@ -1,0 +1,284 @@
+"""A run is a folder: what was asked for, how the data were split, the training as far as it is, and what came of it.
+
+    run.json                what was asked for (`Settings`)
+    splits.json             which image trains, validates, tests; hashes of the contents; images that were left out
+    history.jsonl           a line per epoch
+    checkpoints/            until the run is finished
+    adapter_*, README.md    what was learned
+    result.json             one result record; its presence says that the run is finished
+
+The same call resumes a run that was interrupted, whenever that was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from viapt.backbones import create_backbone
+from viapt.checkpoint import numbers, replace_file
+from viapt.create import create_model
+from viapt.data import DataSplits, Split, load_data, read_source
+from viapt.errors import ArtifactError, ConfigError
+from viapt.model import PromptedClassifier
+from viapt.training import CHECKPOINTS, HISTORY, discard_checkpoints, fit
+
+RUN, SPLITS, RESULT = "run.json", "splits.json", "result.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome of a run, the data aside: see `create_model`, `load_data` and `fit`.
+
+    Attributes:
+        options: keyword arguments of the method.
+        val_fraction, test_fraction: of data that do not come split.
+        seed: of the split, the initial values, augmentation, order and noise.
+    """
+
+    backbone: str
+    weights: str | None = None
+    image_size: int | None = None
+    precision: str = "auto"
+    method: str = "viapt"
+    options: dict[str, Any] = field(default_factory=dict)
+    augmentation: str = "standard"
+    on_bad_image: str = "error"
+    val_fraction: float | None = None
+    test_fraction: float | None = None
+    epochs: int = 10
+    batch_size: int = 32
+    accumulate: int = 1
+    lr: float | None = None
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    warmup_epochs: float | None = None
+    clip: float | None = None
+    selection: str = "last"
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The arguments that `fit` takes."""
+        names = "epochs", "batch_size", "accumulate", "lr", "optimizer", "weight_decay", "warmup_epochs", "clip"
+        return {name: getattr(self, name) for name in (*names, "selection", "seed")}
+
+
+def run(
+    data: str | Path,
+    out: Path,
+    settings: Settings,
+    *,
+    task: str | None = None,
+    overwrite: bool = False,
+    workers: int = 0,
+    checkpointing: bool = False,
+    tensorboard: bool = False,
+    console: Console | None = None,
+) -> tuple[PromptedClassifier, dict[str, Any]]:
+    """Fit a method to data, test it once, save it; or go on with a run that was interrupted.
+
+    Args:
+        data: a folder, or a .csv or .jsonl file; see `read_source`.
+        out: the run's folder: new, empty, or that of the same run.
+        settings: what decides the outcome.
+        task: what the result record calls the data; by default the name of the folder or file.
+        overwrite: forget the run that `out` holds.
+        workers, checkpointing, tensorboard: see `fit`.
+        console: where progress is shown; None for silence.
+
+    Returns:
+        The fitted model, and the result record.
+
+    Raises:
+        ConfigError: `out` holds a finished run, another run, or other files; a setting without effect.
+        ViaptError: see `create_model`, `load_data`, `fit`.
+        KeyboardInterrupt: after Ctrl-C; what was trained is saved.
+    """
+    claim(out, settings, overwrite)
+    backbone = create_backbone(settings.backbone, weights=settings.weights, image_size=settings.image_size)
+    splits = load(data, out, settings, backbone.preprocessing, console)
+    model = create_model(
+        backbone,
+        settings.method,
+        classes=splits.classes,
+        precision=settings.precision,
+        seed=settings.seed,
+        **settings.options,
+    )
+    if checkpointing and model.method.num_prompts == 0:
+        raise ConfigError(f"checkpointing has no effect on {settings.method}", expected="a method with prompts")
+    history = fit(
+        model,
+        splits.train,
+        splits.val,
+        test=splits.test,
+        **settings.training,
+        workers=workers,
+        checkpointing=checkpointing,
+        out=out,
+        overwrite=overwrite,
+        config={"augmentation": settings.augmentation},
+        tensorboard=tensorboard,
+        progress=console is not None,
+    )
+    record = history.record(task=task or Path(data).resolve().stem, method=settings.method)
+    record["protocol"] = record["protocol"] | {
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "image_size": list(backbone.preprocessing.image_size),
+        "options": model.method.config(),
+        "augmentation": settings.augmentation,
+        "policy": "mean",
+    }
+    record["data_hash"] = splits.content_hash
+    record["images"] = {part: len(dataset) for part, dataset in splits.parts.items()}
+    record["skipped_images"] = len(splits.skipped)
+    record["test"] = history.test.to_dict() if history.test else None
+    model.save_pretrained(out, training=history.protocol | {"augmentation": settings.augmentation})
+    write_json(out / RESULT, record)
+    discard_checkpoints(out)
+    return model, record
+
+
+def claim(out: Path, settings: Settings, overwrite: bool) -> None:
+    """Make `out` the folder of this run, or make sure that it is.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    mine = settings.to_dict()
+    begun = (out / HISTORY).exists() or bool(numbers(out / CHECKPOINTS)) or (out / RESULT).exists()
+    if (out / RUN).exists() and begun and not overwrite:
+        theirs = read_json(out / RUN)
+        changed = [
+            f"{key} {theirs.get(key)!r} there, {value!r} here"
+            for key, value in mine.items()
+            if theirs.get(key) != value
+        ]
+        if changed:
+            raise ConfigError(
+                f"{out} holds a run with other settings: {'; '.join(changed)}",
+                remedy="choose another folder, or overwrite it with --overwrite",
+            )
+        if (out / RESULT).exists():
+            raise ConfigError(
+                f"{out} holds this run, finished", remedy="use it as it is, or do it again with --overwrite"
+            )
+        return
+    if (out / RUN).exists():
+        for name in (RESULT, SPLITS, RUN):
+            (out / name).unlink(missing_ok=True)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is no run", expected="a folder that is new or empty")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RUN, mine)
+
+
+def finished(out: Path, settings: Settings) -> dict[str, Any] | None:
+    """The result record of a run, if it is finished and had these settings."""
+    if not (out / RESULT).exists() or read_json(out / RUN) != settings.to_dict():
+        return None
+    return read_json(out / RESULT)
+
+
+def load(data: str | Path, out: Path, settings: Settings, preprocessing: Any, console: Console | None) -> DataSplits:
+    """The data, split as this run split them before, or split now; written to `splits.json`."""
+    stored = stored_split(out)
+    with reading(console) as progress:
+        splits = load_data(
+            data,
+            preprocessing,
+            augmentation=settings.augmentation,
+            seed=settings.seed,
+            val_fraction=settings.val_fraction if stored is None else None,
+            test_fraction=settings.test_fraction if stored is None else None,
+            split=stored,
+            on_bad_image=settings.on_bad_image,
+            progress=progress,
+        )
+    if stored is None:
+        write_json(out / SPLITS, splits.to_dict())
+    if console is not None:
+        tell(splits, console)
+    return splits
+
+
+def tell(splits: DataSplits, console: Console) -> None:
+    """What was read, and what was not."""
+    sizes = ", ".join(f"{len(dataset)} to {verb(part)}" for part, dataset in splits.parts.items())
+    console.print(f"{splits.description}: {len(splits.classes)} classes, {sizes}", markup=False, soft_wrap=True)
+    for reason, count in splits.ignored.items():
+        console.print(f"ignored: {count} {reason}", markup=False, soft_wrap=True)
+    if splits.skipped:
+        console.print(f"skipped: {len(splits.skipped)} images that cannot be read", markup=False)
+        for name in splits.skipped[:10]:
+            console.print(f"  {name}", markup=False, soft_wrap=True)
+    if splits.repeated:
+        console.print(f"{splits.repeated} validation or test images are copies of training images", markup=False)
+
+
+def verb(part: str) -> str:
+    """What a part is for."""
+    return {"train": "train on", "val": "validate", "test": "test"}[part]
+
+
+def stored_split(folder: Path) -> Split | None:
+    """The split that a run's folder keeps; None if it keeps none.
+
+    Raises:
+        ArtifactError, DataError: it is damaged.
+    """
+    if not (folder / SPLITS).exists():
+        return None
+    content = read_json(folder / SPLITS)
+    return Split.from_dict(content.get("split", {}))
+
+
+def split_of(folder: Path, data: str | Path) -> Split | None:
+    """The split that a run made of exactly these data, if it drew one: so that nobody tests on what was trained on."""
+    split = stored_split(folder)
+    if split is None or not split.drawn:
+        return None
+    keys = {item.key for item in read_source(data).items}
+    return split if keys >= {*split.train, *split.val, *split.test} else None
+
+
+@contextmanager
+def reading(console: Console | None) -> Iterator[Callable[[int, int], None]]:
+    """A bar while images are decoded."""
+    columns = TextColumn("reading images"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=console, transient=True, disable=console is None) as bar:
+        task = bar.add_task("")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file at once."""
+    replace_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read ({type(error).__name__})", remedy="--overwrite the run") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} holds no JSON object", remedy="--overwrite the run")
+    return content
