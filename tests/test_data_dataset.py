@@ -106,11 +106,12 @@ def test_epochs_seeds_and_indices_change_the_augmentation(tmp_path: Path) -> Non
     assert torch.equal(data[0][0], first)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_give_the_same_batches_and_notice_the_epoch(tmp_path: Path, method: str) -> None:
     folder(tmp_path)
-    for cache_bytes in (0, 2**20):
-        data = pickle.loads(pickle.dumps(dataset(tmp_path, "strong", cache_bytes=cache_bytes)))
+    built = dataset(tmp_path, "strong", cache_bytes=0)
+    for data in (built, pickle.loads(pickle.dumps(dataset(tmp_path, "strong")))):
         expected = []
         for epoch in (0, 1):
             data.set_epoch(epoch)
@@ -118,7 +119,7 @@ def test_workers_give_the_same_batches_and_notice_the_epoch(tmp_path: Path, meth
         loader = DataLoader(
             data,
             batch_size=6,
-            num_workers=2 if method == "fork" else 1,
+            num_workers=1,
             persistent_workers=True,
             multiprocessing_context=method,
             generator=torch.Generator(),
@@ -126,8 +127,6 @@ def test_workers_give_the_same_batches_and_notice_the_epoch(tmp_path: Path, meth
         for epoch in (0, 1):
             data.set_epoch(epoch)
             assert torch.equal(torch.cat([images for images, _ in loader]), expected[epoch])
-        if method == "spawn":
-            break  # starting a process anew takes seconds
 
 
 def test_copies_are_independent(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from viapt.errors import ConfigError, DataError
 
 CACHE_BYTES = 512 * 2**20
 SHOWN = 20
-AHEAD = 64  # images in flight during the decode pass: bounds its memory, and what is left to finish after Ctrl-C
+THREADS = 8  # of the decode pass, at most: each may hold a full-size image
+AHEAD = 64  # images handed to them at once: what is left to finish after Ctrl-C
 
 Progress = Callable[[int, int], None]
 
@@ -188,6 +189,6 @@ def _decode_all(
 
     foreign = any(isinstance(item.image, LazyImage) for item in source.items)  # nobody promised that it bears threads
     indices = iter(range(len(source)))
-    with ThreadPoolExecutor(1 if foreign else os.cpu_count()) as pool:
+    with ThreadPoolExecutor(1 if foreign else min(THREADS, os.cpu_count() or 1)) as pool:
         while ahead := list(islice(indices, AHEAD)):
             yield from pool.map(decode, ahead)

@@ -57,10 +57,13 @@ def read_table(path: Path) -> Listing:
 
 
 def _read_text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > MAX_TABLE_BYTES:
-        raise DataError(f"{path} has {size:,} bytes", expected=f"a table of at most {MAX_TABLE_BYTES:,} bytes")
-    content = path.read_bytes()
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TABLE_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_TABLE_BYTES:
+        raise DataError(f"{path} is too large", expected=f"a table of at most {MAX_TABLE_BYTES:,} bytes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
