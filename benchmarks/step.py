@@ -5,7 +5,7 @@
 
 Weights are random: time and memory do not depend on their values. The variants take turns, step by step, so that a
 machine whose speed drifts slows all of them alike; the table gives the median step and its ratio to VPT-Deep's. Peak
-memory is that of a process of its own which takes two steps. The reduction alone (all layers, forward and backward) is
+memory is that of a process of its own which takes one step. The reduction alone (all layers, forward and backward) is
 timed on prompts of the same shape; a basis refresh is timed alone and spread over `--epoch-steps` steps.
 """
 
@@ -23,10 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from viapt.precision import resolve_precision
 
 import viapt
 from viapt.model import PromptedClassifier
+from viapt.precision import resolve_precision
 from viapt.reduction import REDUCTIONS, RunningPCA
 
 VARIANTS = ["forward", "linear", "vpt-deep", *(f"viapt:{name}" for name in REDUCTIONS)]
@@ -91,7 +91,7 @@ def refresh_seconds(model: PromptedClassifier) -> float:
 
 
 def peak_memory(variant: str, args: argparse.Namespace) -> float:
-    """MiB at the peak of a process that takes two steps of one variant."""
+    """MiB at the peak of a process that takes one step of one variant."""
     command = [sys.executable, __file__, "--only", variant]
     for name in ("backbone", "batch", "prompts", "precision"):
         command += [f"--{name}", str(getattr(args, name))]
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--epoch-steps", type=int, default=1000, help="steps of a training run that pay for the refreshes"
     )
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="vpt-deep must be one")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -119,15 +120,13 @@ def main() -> None:
     backbone = seed_model.backbone
     images = torch.randn(args.batch, 3, *backbone.preprocessing.image_size)
     if args.only:
-        step = stepper(args.only, build(args.only, args, backbone), images)
-        step()
-        step()
+        stepper(args.only, build(args.only, args, backbone), images)()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
 
-    models = {variant: build(variant, args, backbone) for variant in VARIANTS}
+    models = {variant: build(variant, args, backbone) for variant in args.variants}
     steps = {variant: stepper(variant, model, images) for variant, model in models.items()}
-    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    times: dict[str, list[float]] = {variant: [] for variant in args.variants}
     for turn in range(args.steps + 1):
         for variant, step in steps.items():
             took = seconds(step)
@@ -137,7 +136,7 @@ def main() -> None:
 
     deep = statistics.median(times["vpt-deep"])
     rows = []
-    for variant in VARIANTS:
+    for variant in args.variants:
         took = statistics.median(times[variant])
         row = {
             "variant": variant,
@@ -172,7 +171,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "precision": str(precision),
         }
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "only")}
+        settings = {key: value for key, value in vars(args).items() if key not in ("json", "only", "variants")}
         args.json.write_text(json.dumps({"about": about, "settings": settings, "rows": rows}, indent=2) + "\n")
 
 
