@@ -287,6 +287,18 @@ def test_after_damage_training_comes_to_the_same_end(tmp_path: Path, reference: 
     assert final(tmp_path) == reference
 
 
+def test_what_only_the_estimate_needs_is_saved_while_it_goes_on(tmp_path: Path) -> None:
+    for epochs, needed in ((1, True), (2, False)):  # of 3 steps; 5 estimate
+        model = tiny_model(calibration_steps=5)
+        fit(model, tiny_data(), epochs=epochs, batch_size=8, out=tmp_path / str(epochs), progress=False)
+        stood = load_checkpoint(tmp_path / str(epochs) / "checkpoints")
+        assert stood is not None
+        assert ("model/method.kept.moment" in stood.tensors) is needed
+        again = tiny_model(calibration_steps=5)
+        fit(again, tiny_data(), epochs=epochs, batch_size=8, out=tmp_path / str(epochs), progress=False)
+        assert learned_bits(again) == learned_bits(model)
+
+
 def test_if_all_are_damaged_it_says_so(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     for number in "12":

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, optim
 
 from viapt.errors import ArtifactError, ConfigError, TrainingError
@@ -44,8 +45,13 @@ class Standing:
 
 
 def learned(model: PromptedClassifier) -> dict[str, Tensor]:
-    """All state but the backbone's: parameters and buffers, those included that only training needs."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
+    """All state but the backbone's: parameters and buffers.
+
+    Buffers that only training needs are left out when they are zero: they are large, and soon nothing is estimated.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
+    idle = {name for name in transient(model) if not bool(state[name].any())}
+    return {name: tensor for name, tensor in state.items() if name not in idle}
 
 
 def put(model: PromptedClassifier, state: dict[str, Tensor]) -> None:
@@ -54,7 +60,9 @@ def put(model: PromptedClassifier, state: dict[str, Tensor]) -> None:
     Raises:
         ArtifactError: names or shapes differ, which means that another version of viapt wrote them.
     """
-    here = {name: tuple(tensor.shape) for name, tensor in learned(model).items()}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
+    state = {name: torch.zeros_like(own[name]) for name in transient(model)} | state
+    here = {name: tuple(tensor.shape) for name, tensor in own.items()}
     there = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if here != there:
         odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
@@ -64,6 +72,11 @@ def put(model: PromptedClassifier, state: dict[str, Tensor]) -> None:
             remedy="resume with the version that began the training, or start again with overwrite",
         )
     model.load_state_dict(state, strict=False)
+
+
+def transient(model: PromptedClassifier) -> set[str]:
+    """Names of the state that only training needs."""
+    return {f"method.{name}" for name in model.method.transient_state()}
 
 
 def pack(model: PromptedClassifier, optimizer: optim.Optimizer, best: dict[str, Tensor]) -> dict[str, Tensor]:
