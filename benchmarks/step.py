@@ -146,7 +146,7 @@ def main() -> None:
             "peak_memory_mib": peak_memory(variant, args),
         }
         if variant.startswith("viapt"):
-            refreshes = 1 + models[variant].method.basis_steps.bit_length() - 1
+            refreshes = models[variant].method.calibration_steps.bit_length()
             row["reduction_share"] = reduction_seconds(models[variant], args) / took
             row["refresh_seconds"] = refresh_seconds(models[variant])
             row["amortised_refresh_share"] = row["refresh_seconds"] * refreshes / (args.epoch_steps * took)
