@@ -39,6 +39,10 @@ def build(variant: str, args: argparse.Namespace, backbone: torch.nn.Module) -> 
         options["reduction"] = reduction
     method = "linear" if method == "forward" else method
     model = viapt.create_model(backbone, method=method, classes=100, **options)
+    if reduction:  # as after calibration, whose refreshes are timed alone
+        model.method.scale.measuring = False
+        if isinstance(model.method.kept, RunningPCA):
+            model.method.kept.estimating = False
     return model.train(variant != "forward")
 
 

@@ -140,10 +140,17 @@ class FixedSubspace(Reduction):
         self.derive()  # in the new precision, not cast to it
         return self
 
-    def derive(self) -> None:
-        """V and its reflector from `basis`; new tensors, so that a graph that holds the old ones stays valid."""
-        self.v = orthonormalise(self.basis)
-        self.a = reflector(self.v)
+    def derive(self, *indices: int) -> None:
+        """V and its reflector from `basis`, for these subspaces or all.
+
+        New tensors, so that a graph that holds the old ones stays valid; one subspace at a time, so that the bits do
+        not depend on how many are derived together.
+        """
+        v, a = self.v.clone(), self.a.clone()
+        for index in indices or range(self.count):
+            v[index] = orthonormalise(self.basis[index])
+            a[index] = reflector(v[index])
+        self.v, self.a = v, a
 
     def reduce(
         self, layer: int, prompts: Float[Tensor, "batch p d"], fresh: Float[Tensor, "p r"]
@@ -184,8 +191,8 @@ class RunningPCA(FixedSubspace):
         self.register_buffer("explained", torch.zeros(self.count))
         self.estimating = self.steps > 0 and 0 < kept_dim < dim
 
-    def derive(self) -> None:
-        super().derive()
+    def derive(self, *indices: int) -> None:
+        super().derive(*indices)
         if "seen" in self._buffers:  # after loading: go on estimating only where training had not finished it
             self.estimating = 0 < self.kept_dim < self.dim and bool((self.seen < self.last).any())
 
@@ -230,7 +237,7 @@ class RunningPCA(FixedSubspace):
         self.basis, self.explained = basis, share
         self.moment[index] = 0
         self.common[index] = 0
-        self.derive()
+        self.derive(index)
 
     def varying(self, index: int) -> Float[Tensor, "d d"]:
         """The moment, with the axes of the slots' means projected out, m axes left to choose from at least."""
