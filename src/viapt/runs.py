@@ -246,12 +246,12 @@ def stored_split(folder: Path) -> Split | None:
     return Split.from_dict(content.get("split", {}))
 
 
-def split_of(folder: Path, data: str | Path) -> Split | None:
+def split_of(folder: Path, data: str | Path, classes: list[str]) -> Split | None:
     """The split that a run made of exactly these data, if it drew one: so that nobody tests on what was trained on."""
     split = stored_split(folder)
     if split is None or not split.drawn:
         return None
-    keys = {item.key for item in read_source(data).items}
+    keys = {item.key for item in read_source(data, classes=classes).items}
     return split if keys >= {*split.train, *split.val, *split.test} else None
 
 

@@ -71,7 +71,7 @@ def evaluate(
     rounds, seed = sampled(policy, rounds, seed)
     model = load(adapter, weights=weights)
     check_policy(model, policy)
-    split = None if everything else split_of(adapter, data)
+    split = None if everything else split_of(adapter, data, model.classes)
     dataset = load_evaluation(
         data, model.backbone.preprocessing, model.classes, part=part, split=split, on_bad_image=on_bad_image
     )
