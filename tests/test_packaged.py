@@ -246,7 +246,7 @@ def test_progress_counts_the_bytes_that_arrive(cache, tmp_path, monkeypatch):
     slow = tmp_path / "python"
     slow.write_text(
         f"#!/bin/sh\nhead -c 5000 {tmp_path}/good > {FILENAME}\n"
-        f"while ! test -e {arrived}; do sleep 0.05; done\ncp {tmp_path}/good {FILENAME}\n"
+        f"for i in $(seq 600); do test -e {arrived} && exec cp {tmp_path}/good {FILENAME}; sleep 0.1; done\nexit 1\n"
     )
     slow.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(slow))

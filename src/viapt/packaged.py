@@ -211,6 +211,7 @@ def _run(command: list[str], package: PackagedFile, folder: Path, on_progress: P
         remedy += ". This package comes from Debian's archive and is unavailable on other systems"
     # The empty working directory also keeps `python -m pip` from importing a `pip.py` that lies where the user stands.
     environment = {**os.environ, "TMPDIR": str(folder)}
+    before = _bytes_in(folder)
     try:
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -218,7 +219,6 @@ def _run(command: list[str], package: PackagedFile, folder: Path, on_progress: P
             )
     except OSError as error:
         raise FetchError(f"{package.client} is unavailable here ({error.strerror})", remedy=remedy) from error
-    before = _bytes_in(folder)
     with process:
         try:
             while process.poll() is None:
