@@ -219,7 +219,6 @@ def test_a_third_party_method_passes() -> None:
     ("method", "check"),
     [
         (Forgets, "gradients"),
-        (Forgets, "every_tensor_moves"),
         (Peeks, "batch_does_not_matter"),
         (Excuses, "batch_does_not_matter"),
         (Stops, "gradcheck"),

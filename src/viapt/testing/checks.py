@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from viapt.artifact import load
 from viapt.methods import METHODS, create_method
 from viapt.methods.base import PromptMethod, arguments
 from viapt.methods.linear import Linear
@@ -58,7 +59,8 @@ def configuration(subject: Subject) -> None:
 
 
 def gradients(subject: Subject) -> None:
-    """Method and head get gradients, the backbone none; also after an evaluation pass."""
+    """Method and head get gradients, the backbone none; and the very same ones after an evaluation pass."""
+    found = []
     for model in fresh_and_evaluated(subject):
         loss, _ = model.train()(*subject.task())
         loss.backward()
@@ -66,6 +68,8 @@ def gradients(subject: Subject) -> None:
         require(not without, f"no gradient reaches {', '.join(without)}")
         frozen = [name for name, p in model.backbone.named_parameters() if p.requires_grad or p.grad is not None]
         require(not frozen, f"the backbone learns: {', '.join(frozen)}")
+        found.append({name: p.grad for name, p in model.learnable().items()})
+    same_tensors(found[1], found[0])
 
 
 def every_tensor_moves(subject: Subject) -> None:
@@ -97,8 +101,6 @@ def zero_prompt_parity(subject: Subject) -> None:
 
 def artifact_round_trip(subject: Subject) -> None:
     """Saved and loaded, a trained model gives the same logits, bit for bit."""
-    from viapt.artifact import load
-
     model, (images, _) = subject.trained(), subject.task()
     with known(subject.method), tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder) / "adapter")
@@ -279,7 +281,8 @@ def fresh_and_evaluated(subject: Subject) -> Iterator[PromptedClassifier]:
     """A new model; and a new one that has answered once before it trains."""
     yield subject.model()
     model = subject.model()
-    model(subject.task()[0])
+    with torch.no_grad():
+        model(subject.task()[0])
     yield model
 
 
