@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -94,6 +93,12 @@ def refresh_seconds(model: PromptedClassifier) -> float:
     return min(seconds(refresh) for _ in range(2))
 
 
+def high_water_mark() -> float:
+    """MiB of this process alone at its peak (Linux); `ru_maxrss` would count what the parent held before it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def peak_memory(variant: str, args: argparse.Namespace) -> float:
     """MiB at the peak of a process that takes one step of one variant."""
     command = [sys.executable, __file__, "--only", variant]
@@ -125,7 +130,7 @@ def main() -> None:
     images = torch.randn(args.batch, 3, *backbone.preprocessing.image_size)
     if args.only:
         stepper(args.only, build(args.only, args, backbone), images)()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(high_water_mark())
         return
 
     models = {variant: build(variant, args, backbone) for variant in args.variants}
