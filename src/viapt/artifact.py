@@ -222,7 +222,7 @@ def compact(tensor: Tensor) -> Tensor:
     if tensor.dtype != torch.float32:
         return tensor
     half = tensor.half()
-    return half if torch.equal(half.float().view(torch.int32), tensor.view(torch.int32)) else tensor
+    return half if torch.equal(half.float(), tensor) else tensor
 
 
 def check_tensors(folder: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -242,7 +242,7 @@ def check_tensors(folder: Path, found: dict[str, Tensor], expected: dict[str, Te
                 f"{problem} {', '.join(sorted(names))}",
                 expected=f"the tensors of {CONFIG}, all of them and no others",
             )
-    for name, tensor in found.items():
+    for name, tensor in sorted(found.items()):
         wanted = expected[name]
         if tensor.shape != wanted.shape:
             refuse(path, f"holds {name} of shape {tuple(tensor.shape)}", expected=f"{tuple(wanted.shape)}")
