@@ -166,17 +166,17 @@ def draw(report: Report) -> list[Plot]:
     """The figures, in the order in which they appear."""
     methods = report.methods
     losses = {m.name: m.losses for m in methods}
-    validation = {m.name: m.val_accuracies for m in methods if m.val_accuracies}
-    shares = {m.name: m.prompt_attention for m in methods if m.prompt_attention}
+    validation = {m.name: m.val_accuracies or None for m in methods}
+    shares = {m.name: m.prompt_attention or None for m in methods}
     points = {m.name: (m.learnable, m.accuracy.value, m.accuracy.low, m.accuracy.high) for m in methods}
     figures = [
         Plot("parameters", "Test accuracy with its 95 % interval", plots.accuracy_against_parameters(points)),
         Plot("loss", "Training loss", plots.lines(losses, x="epoch", y="training loss")),
     ]
-    if validation:
+    if any(validation.values()):
         drawn = plots.lines(validation, x="epoch", y="validation accuracy (%)", percent=True)
         figures.append(Plot("validation", "Validation accuracy", drawn))
-    if shares:
+    if any(shares.values()):
         drawn = plots.lines(shares, x="layer", y="attention on prompts (%)", percent=True)
         figures.append(Plot("prompt-attention", "How much of its attention the class token spends on prompts", drawn))
     for method in methods:

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's; every series also has a marker of its own. Nothing 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,11 @@ INK, FAINT = "#222222", "#d8d8d8"
 SIZE = (5.2, 3.9)  # inches
 
 
-def lines(series: Mapping[str, Sequence[float]], *, x: str, y: str, percent: bool = False) -> bytes:
+def lines(series: Mapping[str, Sequence[float] | None], *, x: str, y: str, percent: bool = False) -> bytes:
     """Curves over 1, 2, ..., such as epochs or layers.
 
     Args:
-        series: up to seven, by the name that the legend shows.
+        series: up to seven, by the name that the legend shows; None keeps a place: a colour means the same everywhere.
         x, y: labels of the axes.
         percent: values are shares in [0, 1], shown in per cent.
     """
@@ -34,6 +35,8 @@ def lines(series: Mapping[str, Sequence[float]], *, x: str, y: str, percent: boo
 
     figure, axes = panel(x, y)
     for k, (name, values) in enumerate(series.items()):
+        if values is None:
+            continue
         shown = [100 * value for value in values] if percent else list(values)
         steps = range(1, len(shown) + 1)
         axes.plot(steps, shown, color=COLOURS[k], marker=MARKERS[k], markersize=5, linewidth=1.8, label=name)
@@ -75,7 +78,7 @@ def confusion(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str]
         if matrix[row, column]:
             ink = "white" if shares[row, column] > 0.6 else INK
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=ink, fontsize=9)
-    names = [name if len(name) <= 14 else name[:13] + "…" for name in classes]
+    names = [textwrap.fill(name, 13, max_lines=2, placeholder="…") for name in classes]
     axes.set_xticks(range(n), names, rotation=30 if n <= 6 else 90, ha="right" if n <= 6 else "center")
     axes.set_yticks(range(n), names)
     return png(figure)
