@@ -6,6 +6,7 @@ Nothing of viapt is imported here: with `--jaxtyping-packages` its modules are i
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -14,5 +15,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has Ctrl-C ignored, by them and by the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("viapt", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("viapt")
