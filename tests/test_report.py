@@ -121,7 +121,7 @@ def test_equal_reports_are_equal_files(report, tmp_path):
 
 
 def test_attention_is_drawn_where_it_is(report, tmp_path):
-    """All attention lies in the lower right cell: there, and not in the upper left, the picture is coloured."""
+    """All attention lies in the lower right cell: there, and not in the upper left, the photo is coloured."""
     write_report(report, tmp_path)
     with Image.open(tmp_path / "pictures" / "photo-1.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -131,6 +131,9 @@ def test_attention_is_drawn_where_it_is(report, tmp_path):
     redness = right[..., 0] - right[..., 2]
     h, w = right.shape[0] // 4, right.shape[1] // 4
     assert redness[-h:, -w:].mean() > 40 and abs(redness[:h, :w].mean()) < 15
+    assert (
+        right[-h:, :w].mean() > right[:h, :w].mean() + 50
+    )  # and the photo below it stands upright: bright at its foot
 
 
 @given(st.text())

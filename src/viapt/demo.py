@@ -20,6 +20,7 @@ from torch import Tensor
 
 from viapt.adapter_files import TENSORS
 from viapt.artifact import load
+from viapt.backbones.base import Backbone
 from viapt.data import ImageDataset, load_evaluation
 from viapt.data.packaged import export_folder, fetch_all, load_task, split
 from viapt.errors import ArtifactError, FetchError
@@ -75,7 +76,7 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, console: Cons
         f"each method; measured once on {TEST} test photos that no method saw. The label says how likely an expert "
         "held the cell to be defective.",
         classes=viapt.classes,
-        methods=[fitted(out / method, records[method], test) for method in METHODS],
+        methods=[fitted(out / method, records[method], viapt.backbone, test) for method in METHODS],
         notes=notes(test),
         facts=facts(out, seed, records),
         photos=some_photos(viapt, test),
@@ -124,10 +125,10 @@ def test_photos(photos: Path, model: PromptedClassifier) -> ImageDataset:
     return load_evaluation(photos, model.backbone.preprocessing, model.classes, part="test", cache_bytes=CACHE_BYTES)
 
 
-def fitted(run_folder: Path, record: dict[str, Any], test: ImageDataset) -> FittedMethod:
+def fitted(run_folder: Path, record: dict[str, Any], backbone: Backbone, test: ImageDataset) -> FittedMethod:
     """What the report tells of a run."""
     epochs, found = read_history(run_folder / "history.jsonl"), record["test"]
-    model = load(run_folder)
+    model = load(run_folder, backbone)
     attention = None
     if model.method.num_prompts:
         images = torch.stack([test[index][0] for index in range(CHECKED)])

@@ -259,7 +259,7 @@ def split_of(folder: Path, data: str | Path, classes: list[str]) -> Split | None
 def reading(console: Console | None) -> Iterator[Callable[[int, int], None]]:
     """A bar while images are decoded."""
     columns = TextColumn("reading images"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=console, transient=True, disable=console is None) as bar:
+    with Progress(*columns, console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
         task = bar.add_task("")
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
