@@ -40,7 +40,7 @@ def lines(series: Mapping[str, Sequence[float] | None], *, x: str, y: str, perce
         shown = [100 * value for value in values] if percent else list(values)
         steps = range(1, len(shown) + 1)
         axes.plot(steps, shown, color=COLOURS[k], marker=MARKERS[k], markersize=5, linewidth=1.8, label=name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(frameon=False, labelcolor=INK)
     return png(figure)
 
@@ -48,21 +48,35 @@ def lines(series: Mapping[str, Sequence[float] | None], *, x: str, y: str, perce
 def accuracy_against_parameters(points: dict[str, tuple[int, float, float, float]]) -> bytes:
     """Accuracy with its interval over the number of learnable parameters, on a logarithmic axis.
 
+    Each is drawn a little aside, so that methods with nearly as many parameters do not hide one another.
+
     Args:
         points: name -> (learnable parameters, accuracy, low, high); accuracies in [0, 1].
     """
+    from matplotlib.transforms import ScaledTranslation
+
+    order = sorted(points, key=lambda name: points[name][0])
     figure, axes = panel("learnable parameters, head included", "test accuracy (%)")
     for k, (name, (parameters, value, low, high)) in enumerate(points.items()):
-        error = [[100 * (value - low)], [100 * (high - value)]]
-        label = f"{name}: {parameters:,}"
+        inches = 0.14 * (order.index(name) - (len(order) - 1) / 2)
+        aside = ScaledTranslation(inches, 0, figure.dpi_scale_trans)
         axes.errorbar(
-            parameters, 100 * value, error, color=COLOURS[k], marker=MARKERS[k], markersize=8, capsize=4, label=label,
+            parameters,
+            100 * value,
+            [[100 * (value - low)], [100 * (high - value)]],
+            color=COLOURS[k],
+            marker=MARKERS[k],
+            markersize=8,
+            capsize=4,
             linestyle="none",
-        )  # fmt: skip
+            label=f"{name}: {parameters:,}",
+            transform=axes.transData + aside,
+        )
     axes.set_xscale("log")
-    counts = [parameters for parameters, *_ in points.values()]
+    counts, _, lows, highs = zip(*points.values(), strict=True)
     axes.set_xlim(min(counts) / 2, max(counts) * 2)
-    axes.legend(frameon=False, labelcolor=INK)
+    axes.set_ylim(100 * min(lows) - 2, 100 * max(highs) + 2)
+    figure.legend(loc="outside upper left", frameon=False, labelcolor=INK)
     return png(figure)
 
 
