@@ -101,7 +101,7 @@ def check_supported(vit: nn.Module) -> VisionTransformer:
             "The backbone has global_pool = '': it returns tokens instead of one feature",
             remedy="vit.reset_classifier(0, 'token'), or 'avg'",
         )
-    channels = getattr(vit, "in_chans", 3)
+    channels = next(layer.in_channels for layer in vit.patch_embed.modules() if isinstance(layer, nn.Conv2d))
     if channels != 3:
         raise BackboneError(f"The backbone takes images of {channels} channels", expected="3 (RGB)")
     return vit
