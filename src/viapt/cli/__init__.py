@@ -15,6 +15,7 @@ from viapt.cli import data, use
 from viapt.cli.demo import demo
 from viapt.cli.fit import fit
 from viapt.errors import ViaptError
+from viapt.tables import say
 
 USER_ERROR, BUG, INTERRUPTED = 2, 70, 130
 RESUMED = ("fit", "demo")
@@ -28,7 +29,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             saved = "What was done is saved; run the same command to resume."
-            say(f"Interrupted. {saved if ctx.invoked_subcommand in RESUMED else ''}")
+            say(f"Interrupted. {saved}" if ctx.invoked_subcommand in RESUMED else "Interrupted.")
             raise SystemExit(INTERRUPTED) from None
 
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if debug:
             traceback.print_exc()
         text, code = explain(error)
-        say(f"Error: {text}")
+        say("Error: " + " ".join(text.split()))
         raise SystemExit(code) from None
     raise SystemExit(0)
 
@@ -89,8 +90,3 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, USER_ERROR
     remedy = "Please report it; --debug shows the traceback."
     return f"this is a bug in viapt ({type(error).__name__}: {error}). {remedy}", BUG
-
-
-def say(text: str) -> None:
-    """One paragraph on standard error."""
-    print(" ".join(text.split()), file=sys.stderr)
