@@ -9,11 +9,9 @@ import timm
 import torch
 from torch import nn
 
-import viapt.precision
 from viapt.backbones import create_backbone
 from viapt.create import create_model
 from viapt.errors import ConfigError
-from viapt.precision import resolve_precision
 
 OPTIONS: dict[str, Any] = {"num_prompts": 4, "num_instance_prompts": 2, "kept_dim": 8}
 
@@ -94,18 +92,3 @@ def test_what_was_rounded_cannot_be_had_back(vit: nn.Module) -> None:
     with pytest.raises(ConfigError, match="rounded to bfloat16"):
         create_model(backbone, "linear", classes=2, precision="float32")
     assert create_model(create_backbone(vit), "linear", classes=2, precision="float32").backbone.dtype == torch.float32
-
-
-def test_auto_is_bfloat16_where_that_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert resolve_precision("auto", "cpu") == torch.bfloat16
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert resolve_precision("auto", "cpu") == torch.float32
-    assert resolve_precision("auto", "mps") == torch.float32
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for supported in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
-        assert viapt.precision.has_fast_bfloat16() == supported
-    assert resolve_precision("float32") == torch.float32
-    with pytest.raises(ConfigError, match="float16"):
-        resolve_precision("float16")

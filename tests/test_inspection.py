@@ -57,11 +57,11 @@ def test_attention_is_what_timm_computes(method, vit, images):
     found = prompt_attention(model, images)
     oracle = attention_of_timm(model, images)
     k = model.backbone.vit.num_prefix_tokens
-    rows = slice(0, 1) if k else slice(PROMPTS, None)
+    rows = slice(0, 1) if k else slice(None, -PROMPTS)
     for layer, weights in enumerate(oracle):
-        expected = weights[:, :, rows, k : k + PROMPTS].sum(-1).mean((1, 2))
+        expected = weights[:, :, rows, -PROMPTS:].sum(-1).mean((1, 2))
         torch.testing.assert_close(found.share[:, layer], expected)
-    looks = torch.stack([weights[:, :, k : k + PROMPTS, k + PROMPTS :].mean(1) for weights in oracle]).mean(0)
+    looks = torch.stack([weights[:, :, -PROMPTS:, k:-PROMPTS].mean(1) for weights in oracle]).mean(0)
     torch.testing.assert_close(found.maps.flatten(2), looks)
     assert found.maps.shape == (5, PROMPTS, 4, 4)
 

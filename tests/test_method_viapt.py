@@ -42,7 +42,7 @@ def compare(
     noise: Tensor | None = None,
 ) -> None:
     """Equal features, and equal gradients of a weighted sum of them at `leaves` (by the method's parameter names)."""
-    found = model.run(*model.backbone.embed(images, P), noise)
+    found = model.run(model.embed(images), noise)
     weights = torch.linspace(-1, 2, found.numel(), dtype=found.dtype).view_as(found)
     model.zero_grad()
     (found * weights).sum().backward()
@@ -79,7 +79,7 @@ def test_keeping_everything_is_vpt_shallow(reduction: str, training: bool) -> No
 def test_keeping_everything_in_the_literal_reading_is_not_vpt_shallow() -> None:
     model, images, weights = build(reduction="batch", kept_dim=D, num_instance_prompts=0, **PAPER)
     plain = feature(weights, images, 2, shallow(leaf(model, "dataset_prompts"), len(images)))
-    found = model.run(*model.backbone.embed(images, P), None)
+    found = model.run(model.embed(images), None)
     assert (found - plain).abs().max() > 1e-3
 
 

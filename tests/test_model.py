@@ -27,21 +27,32 @@ def subject(**options: Any) -> Subject:
 def test_without_prompts_the_loop_is_timms_forward_bit_for_bit(name: str) -> None:
     model = Subject(Linear, tiny_backbones()[name]()).model()
     images = torch.randn(3, 3, *model.backbone.preprocessing.image_size, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(model(images), model.head(model.backbone.vit(images)))
+    expected = model.head(model.backbone.vit(images))
+    torch.testing.assert_close(model(images), expected)
+    model.backbone.shortcuts = False
+    assert torch.equal(model(images), expected)
 
 
-def test_prompts_stand_between_prefix_and_patches_and_are_not_pooled() -> None:
-    model = Subject(VPTDeep, tiny_backbones()["dinov2"](), num_prompts=5).model()
+def watch(model: PromptedClassifier, name: str) -> list[torch.Tensor]:
+    """The tokens that a method of the backbone is given, call by call."""
     seen: list[torch.Tensor] = []
-    block, pool = model.backbone.block, model.backbone.pool
-    model.backbone.block = lambda layer, tokens, context: seen.append(tokens) or block(layer, tokens, context)
-    model.backbone.pool = lambda tokens: seen.append(tokens) or pool(tokens)
+    method = getattr(model.backbone, name)
+    setattr(
+        model.backbone, name, lambda *given: seen.append(given[-2] if name == "block" else given[0]) or method(*given)
+    )
+    return seen
+
+
+def test_prompts_follow_the_patches_and_are_not_pooled() -> None:
+    model = Subject(VPTDeep, tiny_backbones()["dinov2"](), num_prompts=5).model()
+    model.backbone.shortcuts = False
+    entered, pooled = watch(model, "block"), watch(model, "pool")
     model(torch.randn(2, 3, 32, 32))
-    *entered, pooled = seen
+    assert len(entered) == 3
     for layer, tokens in enumerate(entered):
-        assert tokens.shape[1] == 3 + 5 + 16
-        assert torch.equal(tokens[0, 3:8], model.method.prompts[layer])
-    assert pooled.shape[1] == 3 + 16
+        assert tokens.shape[1] == 3 + 16 + 5
+        assert torch.equal(tokens[0, -5:], model.method.prompts[layer])
+    assert pooled[0].shape[1] == 3 + 16
 
 
 def test_the_loss_is_cross_entropy_and_the_penalty() -> None:

@@ -153,10 +153,10 @@ def prompt_attention(model: PromptedClassifier, images: Float[Tensor, "batch 3 h
 
     def record(layer: int, tokens: Tensor, watched: Watched) -> None:
         weights = watched.backbone.attention(layer, tokens).float().mean(1)
-        k = watched.prefix
-        looking = weights[:, :1] if k else weights[:, p:]
-        shares.append(looking[:, :, k : k + p].sum(-1).mean(-1))
-        maps.append(weights[:, k : k + p, k + p :])
+        k, t = watched.prefix, weights.shape[-1] - p  # prefix, patches, prompts
+        looking = weights[:, :1] if k else weights[:, :t]
+        shares.append(looking[:, :, t:].sum(-1).mean(-1))
+        maps.append(weights[:, t:, k:t])
 
     watched = Watched(model.backbone, record)
     with evaluating(model):

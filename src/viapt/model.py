@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from viapt.backbones.base import Backbone
+from viapt.backbones.base import Backbone, Needed, Tokens
 from viapt.errors import ConfigError
 from viapt.methods.base import PromptMethod
 
 if TYPE_CHECKING:
     import viapt.inference
+    from viapt.rounds import RoundNoise
 
 
 class PromptedClassifier(nn.Module):
@@ -33,6 +34,7 @@ class PromptedClassifier(nn.Module):
 
     Attributes:
         checkpointing: recompute block activations in the backward pass instead of storing them.
+        round_noise: how far the rounds of the policy `multi` differ, as `viapt.calibrate_rounds` measured it.
     """
 
     def __init__(self, backbone: Backbone, method: PromptMethod, classes: Sequence[str]) -> None:
@@ -44,10 +46,11 @@ class PromptedClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.checkpointing = False
         self.noise_seed, self.noise_calls = 0, 0
+        self.round_noise: RoundNoise | None = None
 
     def forward(
         self,
-        images: Float[Tensor, "batch 3 height width"],
+        images: Float[Tensor, "batch ..."],
         labels: Int[Tensor, " batch"] | None = None,
         *,
         noise: Float[Tensor, "batch lambda_ dim"] | None = None,
@@ -55,7 +58,7 @@ class PromptedClassifier(nn.Module):
         """Logits (batch, classes); with `labels`, (loss, logits).
 
         Args:
-            images: preprocessed as `backbone.preprocessing` says.
+            images: (batch, 3, height, width), preprocessed as `backbone.preprocessing` says.
             labels: class indices; the loss is cross-entropy plus the method's penalty.
             noise: standard normal, one row per instance prompt. Without it, evaluation uses the mean and training draws
                 from a private generator.
@@ -63,41 +66,65 @@ class PromptedClassifier(nn.Module):
         if noise is None and self.training:
             self.noise_calls += 1
             noise = self.draw_noise(images.shape[0], seed=self.noise_seed, index=self.noise_calls)
-        prefix, patches, grid, context = self.backbone.embed(images, self.method.num_prompts)
-        logits = self.head(self.run(prefix, patches, grid, context, noise))
+        tokens = self.embed(images)
+        logits = self.classify(tokens, noise)
         if labels is None:
             return logits
         loss = F.cross_entropy(logits, labels)
-        penalty = self.method.penalty(self.to_own_precision(patches), grid)
+        penalty = self.method.penalty(self.to_own_precision(tokens.patches), tokens.grid)
         return (loss if penalty is None else loss + penalty), logits
 
-    def run(
-        self,
-        prefix: Float[Tensor, "batch k dim"],
-        patches: Float[Tensor, "batch n dim"],
-        grid: tuple[int, int],
-        context: Any,
-        noise: Float[Tensor, "batch lambda_ dim"] | None,
-    ) -> Float[Tensor, "batch features"]:
+    def embed(self, images: Float[Tensor, "batch ..."]) -> Tokens:
+        """What is the same whatever is learned: the images, embedded by the backbone."""
+        return self.backbone.embed(images, self.method.num_prompts)
+
+    def classify(
+        self, tokens: Tokens, noise: Float[Tensor, "rows lambda_ dim"] | None
+    ) -> Float[Tensor, "rows classes"]:
+        """Logits of embedded images.
+
+        Args:
+            tokens: of `embed`.
+            noise: as many rows as images; or a multiple, several draws for each image: a row for every image, then a
+                row for every image again, and so on. None: the mean.
+        """
+        return self.head(self.run(tokens, noise))
+
+    def run(self, tokens: Tokens, noise: Float[Tensor, "rows lambda_ dim"] | None) -> Float[Tensor, "rows features"]:
         """Embedded images to pooled features: the loop."""
-        k, p = prefix.shape[1], self.method.num_prompts
-        prompts = self.method.start(self.to_own_precision(patches), grid, noise)
+        method, last = self.method, self.backbone.depth - 1
+        prompts = method.start(self.to_own_precision(tokens.patches), tokens.grid, noise)
+        x = torch.cat([tokens.prefix, tokens.patches], dim=1)
         for layer in range(self.backbone.depth):
             if layer > 0:
-                prompts = self.method.carry(layer, self.to_own_precision(prompts))
-            tokens = torch.cat([prefix, prompts.to(prefix.dtype), patches], dim=1)
-            tokens = self.block(layer, tokens, context)
-            prefix, prompts, patches = tokens[:, :k], tokens[:, k : k + p], tokens[:, k + p :]
-        return self.to_own_precision(self.backbone.pool(torch.cat([prefix, patches], dim=1)))
+                prompts = method.carry(layer, self.to_own_precision(prompts))
+            needed = "pooled" if layer == last else "all" if method.carries else "image"
+            x, left = self.advance(layer, x, to_precision(prompts, x.dtype), tokens.context, needed)
+            prompts = left if method.carries else prompts
+        return self.to_own_precision(self.backbone.pool(x))
 
-    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
+    def advance(
+        self,
+        layer: int,
+        x: Float[Tensor, "_ t dim"],
+        prompts: Float[Tensor, "rows p dim"],
+        context: Any,
+        needed: Needed,
+    ) -> tuple[Float[Tensor, "rows _ dim"], Float[Tensor, "rows _ dim"]]:
         """One frozen block, its activations stored or recomputed."""
         if self.checkpointing and torch.is_grad_enabled():
             # Blocks draw no random numbers: prompts are sampled outside them.
             return checkpoint(
-                self.backbone.block, layer, tokens, context, use_reentrant=False, preserve_rng_state=False
+                self.backbone.advance,
+                layer,
+                x,
+                prompts,
+                context,
+                needed,
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
-        return self.backbone.block(layer, tokens, context)
+        return self.backbone.advance(layer, x, prompts, context, needed)
 
     def to_own_precision(self, tokens: Tensor) -> Tensor:
         """Backbone tokens in the precision of prompts and head."""
@@ -142,11 +169,22 @@ class PromptedClassifier(nn.Module):
         rounds: int = 5,
         seed: int = 0,
         batch_size: int = 32,
+        *,
+        adaptive: bool = False,
+        max_disagreement: float = 0.01,
     ) -> viapt.inference.Prediction:
         """Labels and probabilities of images; see `viapt.inference.predict`."""
         from viapt.inference import predict
 
-        return predict(self, images, policy, rounds, seed, batch_size)
+        options: dict[str, Any] = {"adaptive": adaptive, "max_disagreement": max_disagreement}
+        return predict(self, images, policy, rounds, seed, batch_size, **options)
+
+
+def to_precision(prompts: Float[Tensor, "rows p dim"], dtype: torch.dtype) -> Float[Tensor, "rows p dim"]:
+    """The same numbers in another precision; one row that stands for all stays one in memory."""
+    if prompts.stride(0) == 0:
+        return prompts[:1].to(dtype).expand_as(prompts)
+    return prompts.to(dtype)
 
 
 def check_classes(classes: Sequence[Any]) -> list[str]:

@@ -25,6 +25,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the name that everybody uses)
 
+from viapt.device import without_autocast
+from viapt.distributed import whole
+
 
 def orthonormalise(basis: Float[Tensor, "*l d m"]) -> Float[Tensor, "*l d m"]:
     """The closest matrix with orthonormal columns (the polar factor), computed in float64."""
@@ -98,8 +101,10 @@ class Reduction(nn.Module, ABC):
         self, layer: int, prompts: Float[Tensor, "batch p d"], fresh: Float[Tensor, "p r"]
     ) -> Float[Tensor, "batch p d"]:
         """Prompts that left block `layer - 1` (or the fused Z_0) -> prompts that enter block `layer`."""
+        if self.kept_dim == 0:
+            return fresh.expand(prompts.shape[0], -1, -1)
         # Autocast would turn even products of float32 into bfloat16.
-        with torch.autocast(prompts.device.type, enabled=False):
+        with without_autocast(prompts):
             return self.reduce(layer, prompts, fresh)
 
     def index(self, layer: int) -> int:
@@ -209,13 +214,15 @@ class RunningPCA(FixedSubspace):
     def reduce(
         self, layer: int, prompts: Float[Tensor, "batch p d"], fresh: Float[Tensor, "p r"]
     ) -> Float[Tensor, "batch p d"]:
-        if self.training and self.estimating and (prompts.shape[0] > 1 or not self.center):
-            self.observe(layer, prompts.detach())
+        if self.training and self.estimating:
+            self.observe(layer, whole(prompts.detach()))
         return super().reduce(layer, prompts, fresh)
 
     @torch.no_grad()
     def observe(self, layer: int, prompts: Float[Tensor, "batch p d"]) -> None:
         """Add a training batch to the moment, and take a new basis when its time has come."""
+        if self.center and prompts.shape[0] == 1:
+            return
         index = self.index(layer)
         if self.center and layer > 0:
             mean = prompts.mean(0)
@@ -313,8 +320,8 @@ class BatchPCA(Reduction):
     def reduce(
         self, layer: int, prompts: Float[Tensor, "batch p d"], fresh: Float[Tensor, "p r"]
     ) -> Float[Tensor, "batch p d"]:
-        rows = prompts.flatten(0, 1)
-        axes = leading_row_axes(rows.detach() - rows.detach().mean(0), self.kept_dim)
+        rows = whole(prompts.detach()).flatten(0, 1)
+        axes = leading_row_axes(rows - rows.mean(0), self.kept_dim)
         largest = axes.gather(-2, axes.abs().argmax(-2, keepdim=True))
         coordinates = prompts @ (axes * torch.where(largest < 0, -1.0, 1.0).to(axes.dtype))
         coordinates = F.pad(coordinates, (0, self.kept_dim - axes.shape[-1]))  # fewer rows than m span fewer axes

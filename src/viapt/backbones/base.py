@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from viapt.errors import BackboneError
+
+Needed = Literal["all", "image", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class Tokens(NamedTuple):
     context: Any = None
 
 
+def for_each_draw(x: Float[Tensor, "batch ..."], rows: int) -> Float[Tensor, "rows ..."]:
+    """The same rows again for every draw of the prompts."""
+    return x if x.shape[0] == rows else torch.cat([x] * (rows // x.shape[0]))
+
+
 class Backbone(nn.Module, ABC):
     """An adapter around somebody else's frozen vision transformer.
 
@@ -100,8 +107,11 @@ class Backbone(nn.Module, ABC):
         patch_size: (height, width) of a patch in pixels.
         preprocessing: what the weights expect of images.
         fingerprint: "sha256:<hex>" of the weights as they were loaded, before any change of image size or precision.
+        shortcuts: leave out work whose result nobody reads, where that is known to be exact. Off, every block sees and
+            computes all tokens: slower, and for comparison.
     """
 
+    shortcuts: bool = True
     name: str | None = None
     weights: Path | None = None
     pretrained: bool = True
@@ -121,11 +131,47 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
-        """Tokens through block `layer` (0-based)."""
+        """Tokens [prefix, patches, prompts] through block `layer` (0-based)."""
+
+    def advance(
+        self,
+        layer: int,
+        tokens: Float[Tensor, "batch t dim"],
+        prompts: Float[Tensor, "rows p dim"],
+        context: Any,
+        needed: Needed = "all",
+    ) -> tuple[Float[Tensor, "rows _ dim"], Float[Tensor, "rows _ dim"]]:
+        """Image tokens and prompts through block `layer`: what left it, prefix and patches first, then prompts.
+
+        An adapter overrides this to leave out what is not needed. Whatever it does, what is needed is what `block`
+        gives, to rounding.
+
+        Args:
+            tokens: prefix and patches.
+            prompts: as many rows as `tokens`, or a multiple: several draws for each image, all images with the first,
+                then all with the second, and so on.
+            needed: "all"; "image": nobody reads the prompts that leave; "pooled": nor the tokens that `pool` does not
+                read. What is not needed may be left out of the results, from the end.
+        """
+        tokens = for_each_draw(tokens, prompts.shape[0])
+        x = self.block(layer, torch.cat([tokens, prompts], dim=1), context)
+        left, prompts = x.split([tokens.shape[1], prompts.shape[1]], dim=1)
+        return left, prompts
 
     @abstractmethod
     def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:
         """Prefix and patch tokens (no prompts) that left the last block, to the feature that the head classifies."""
+
+    def compile_blocks(self, wanted: bool = True) -> None:
+        """From now on, run each block as a kernel that `torch.compile` makes when it is first needed (or no longer).
+
+        One for all blocks and batch sizes. Measured gains are in docs/performance.md: off by default.
+
+        Raises:
+            BackboneError: this backbone cannot.
+        """
+        if wanted:
+            raise BackboneError(f"{type(self).__name__} does not compile its blocks")
 
     def attention(self, layer: int, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch heads t t"]:
         """Attention weights (each row sums to 1) of block `layer` for the tokens that enter it: for inspection only.
@@ -139,6 +185,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def feature_dim(self) -> int:
         """Width of what `pool` returns."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one image as it enters: (3, height, width)."""
+        return (3, *self.preprocessing.image_size)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from timm.data.config import resolve_data_config
 from timm.layers.attention import Attention
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from viapt.backbones.base import Backbone, Preprocessing, Tokens
+from viapt.backbones import frozen_block
+from viapt.backbones.base import Backbone, Needed, Preprocessing, Tokens
 from viapt.errors import BackboneError
 
 Resampler = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -35,6 +38,8 @@ class TimmViT(Backbone):
         BackboneError: for another kind of model, or an image size that does not suit the patches.
     """
 
+    compiled = False
+
     def __init__(
         self,
         vit: nn.Module,
@@ -53,6 +58,8 @@ class TimmViT(Backbone):
         if image_size is not None:
             resize(self.vit, image_size, resample_position)
         self.preprocessing = preprocessing_of(self.vit)
+        if isinstance(self.vit.patch_embed, PatchEmbed):  # one convolution of three channels, faster in this format
+            self.vit.patch_embed.to(memory_format=torch.channels_last)
         self.freeze()
 
     @property
@@ -73,6 +80,41 @@ class TimmViT(Backbone):
     def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
         return self.vit.blocks[layer](tokens)
 
+    def advance(
+        self,
+        layer: int,
+        tokens: Float[Tensor, "batch t dim"],
+        prompts: Float[Tensor, "rows p dim"],
+        context: Any,
+        needed: Needed = "all",
+    ) -> tuple[Float[Tensor, "rows _ dim"], Float[Tensor, "rows _ dim"]]:
+        block = self.vit.blocks[layer]
+        if not (self.shortcuts and frozen_block.is_plain(block)):
+            return super().advance(layer, tokens, prompts, context, needed)
+        through = compiled_block() if self.compiled else frozen_block.advance
+        rows, t = prompts.shape[0], tokens.shape[1]
+        if needed == "all":
+            apart = tokens.shape[0] != rows or tokens.requires_grad != prompts.requires_grad
+            asking = [tokens, prompts] if apart else [torch.cat([tokens, prompts], dim=1)]
+            left, prompts = through(block, asking, [], rows=rows).split([t, prompts.shape[1]], dim=1)
+            return left, prompts
+        read = t if needed == "image" else self.pooled_tokens(t)
+        silent = [group for group in (tokens[:, read:], prompts) if group.shape[1]]
+        return through(block, [tokens[:, :read]], silent, rows=rows), prompts[:, :0]
+
+    def compile_blocks(self, wanted: bool = True) -> None:
+        others = [type(block).__name__ for block in self.vit.blocks if not frozen_block.is_plain(block)]
+        if wanted and (others or not self.shortcuts):
+            found = f"blocks of the kind {others[0]}" if others else "shortcuts turned off"
+            raise BackboneError(
+                f"The backbone has {found}", expected="timm's Block, unchanged, to compile block by block"
+            )
+        self.compiled = wanted
+
+    def pooled_tokens(self, t: int) -> int:
+        """How many of t tokens `pool` reads, from the first."""
+        return 1 if self.vit.global_pool == "token" and self.vit.attn_pool is None else t
+
     def attention(self, layer: int, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch heads t t"]:
         block = self.vit.blocks[layer]
         if not isinstance(block, Block | ResPostBlock) or not isinstance(block.attn, Attention):
@@ -83,6 +125,12 @@ class TimmViT(Backbone):
 
     def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:
         return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
+
+
+@cache
+def compiled_block() -> Callable[..., Tensor]:
+    """`frozen_block.advance` as a kernel: one for all blocks, whatever the size of the batch."""
+    return torch.compile(frozen_block.advance, dynamic=True)
 
 
 def check_supported(vit: nn.Module) -> VisionTransformer:

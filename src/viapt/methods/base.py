@@ -23,6 +23,8 @@ class PromptMethod(nn.Module, ABC):
     Attributes:
         num_prompts: p, prompt tokens in the sequence.
         num_instance_prompts: lambda, how many of them are sampled, 0 <= lambda <= p.
+        carries: whether `carry` reads the prompts that left the block before; if not, nobody computes them, and it is
+            given those that entered.
         batch_dependent: whether an image's answer depends on the other images of its batch.
         exact_gradient: whether the gradient is the derivative of the answer, or is stopped somewhere on purpose.
         learning_rate: of AdamW, where the user names none; chosen on validation data (docs/log.md).
@@ -32,6 +34,7 @@ class PromptMethod(nn.Module, ABC):
     learning_rate: ClassVar[float] = 5e-3
     num_prompts: int = 0
     num_instance_prompts: int = 0
+    carries: bool = True
     batch_dependent: bool = False
     exact_gradient: bool = True
 
@@ -44,15 +47,17 @@ class PromptMethod(nn.Module, ABC):
         self,
         patches: Float[Tensor, "batch n dim"],
         grid: tuple[int, int],
-        noise: Float[Tensor, "batch lambda_ dim"] | None,
-    ) -> Float[Tensor, "batch p dim"]:
-        """The prompts that enter block 0, given the embedded image and, to sample, standard normal `noise` (None.
+        noise: Float[Tensor, "rows lambda_ dim"] | None,
+    ) -> Float[Tensor, "rows p dim"]:
+        """The prompts that enter block 0, given the embedded images and, to sample, standard normal noise.
 
-        The mean).
+        Args:
+            noise: None: the mean. Its rows may be a multiple of the images' (see `PromptedClassifier.classify`); the
+                prompts then have as many.
         """
 
     @abstractmethod
-    def carry(self, layer: int, prompts: Float[Tensor, "batch p dim"]) -> Float[Tensor, "batch p dim"]:
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
         """The prompts that enter block `layer` >= 1, given what left block `layer - 1`."""
 
     def penalty(self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]) -> Float[Tensor, ""] | None:
@@ -80,6 +85,11 @@ def arguments(method: type[PromptMethod]) -> dict[str, inspect.Parameter]:
     """The keyword arguments of a method's constructor, by name."""
     parameters = inspect.signature(method.__init__).parameters
     return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def rows_of(patches: Float[Tensor, "batch n dim"], noise: Float[Tensor, "rows lambda_ dim"] | None) -> int:
+    """How many rows of prompts there are: one for each draw of noise, or one for each image."""
+    return patches.shape[0] if noise is None else noise.shape[0]
 
 
 def init_bound(dim: int, patch_size: tuple[int, int]) -> float:

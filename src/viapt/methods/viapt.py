@@ -28,8 +28,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from viapt.distributed import whole
 from viapt.errors import ConfigError
-from viapt.methods.base import PromptMethod, init_bound, prompt_parameter
+from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of
 from viapt.reduction import REDUCTIONS
 
 ReductionName = Literal["running", "batch", "instance", "linear", "random", "select"]
@@ -100,6 +101,7 @@ class ViaPT(PromptMethod):
         self.kept = REDUCTIONS[reduction](
             dim, m, depth, shared=shared_basis, seed=basis_seed, steps=calibration_steps, center=center_basis
         )
+        self.carries = m > 0
         self.batch_dependent = self.kept.batch_dependent and m > 0
         self.exact_gradient = self.kept.exact_gradient or m == 0
         if m < dim:
@@ -132,41 +134,42 @@ class ViaPT(PromptMethod):
         self,
         patches: Float[Tensor, "batch n dim"],
         grid: tuple[int, int],
-        noise: Float[Tensor, "batch lambda_ dim"] | None,
-    ) -> Float[Tensor, "batch p dim"]:
+        noise: Float[Tensor, "rows lambda_ dim"] | None,
+    ) -> Float[Tensor, "rows p dim"]:
         return self.kept(0, self.fuse(patches, grid, noise), self.fresh[0])
 
-    def carry(self, layer: int, prompts: Float[Tensor, "batch p dim"]) -> Float[Tensor, "batch p dim"]:
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
         return self.kept(layer, self.scale(layer, prompts), self.fresh[layer])
 
     def fuse(
         self,
         patches: Float[Tensor, "batch n dim"],
         grid: tuple[int, int],
-        noise: Float[Tensor, "batch lambda_ dim"] | None,
-    ) -> Float[Tensor, "batch p dim"]:
+        noise: Float[Tensor, "rows lambda_ dim"] | None,
+    ) -> Float[Tensor, "rows p dim"]:
         """Z_0: instance prompts, then dataset-level prompts."""
-        batch = patches.shape[0]
+        rows = rows_of(patches, noise)
         if self.kept_dim == 0:
-            return patches.new_zeros(batch, self.num_prompts, self.dim)
+            return patches.new_zeros(rows, self.num_prompts, self.dim)
         kinds = []
         if self.num_instance_prompts:
             kinds.append(self.sample(patches, grid, noise))
         if self.num_instance_prompts < self.num_prompts:
-            kinds.append(self.dataset_prompts.expand(batch, -1, -1))
+            kinds.append(self.dataset_prompts.expand(rows, -1, -1))
         return torch.cat(kinds, dim=1)
 
     def sample(
         self,
         patches: Float[Tensor, "batch n dim"],
         grid: tuple[int, int],
-        noise: Float[Tensor, "batch lambda_ dim"] | None,
-    ) -> Float[Tensor, "batch lambda_ dim"]:
+        noise: Float[Tensor, "rows lambda_ dim"] | None,
+    ) -> Float[Tensor, "rows lambda_ dim"]:
         """P_ins = mean + std * eps; without noise the mean."""
         mean, std = self.generator(patches, grid)
         if noise is None:
             return mean.expand(-1, self.num_instance_prompts, -1)
-        return mean + std * noise
+        draws = noise.shape[0] // patches.shape[0]
+        return mean.repeat(draws, 1, 1) + std.repeat(draws, 1, 1) * noise
 
     def penalty(self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]) -> Float[Tensor, ""] | None:
         if not self.kl_weight or not self.num_instance_prompts:
@@ -259,18 +262,20 @@ class CarryScale(nn.Module):
         """Go on measuring only where training had not finished it."""
         self.measuring = bool((self.seen < self.steps).any())
 
-    def forward(self, layer: int, prompts: Float[Tensor, "batch p dim"]) -> Float[Tensor, "batch p dim"]:
+    def forward(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
         """s_i times the prompts; `layer` = i - 1 >= 1."""
         scale = self.scales[layer - 1]
         if self.unit is not None:
-            if self.training and self.measuring and prompts.shape[0] > 1:
-                self.measure(layer - 1, prompts.detach(), self.unit)
+            if self.training and self.measuring:
+                self.measure(layer - 1, whole(prompts.detach()), self.unit)
             scale = scale * self.gain[layer - 1]
         return scale * prompts
 
     @torch.no_grad()
-    def measure(self, index: int, prompts: Float[Tensor, "batch p dim"], unit: float) -> None:
+    def measure(self, index: int, prompts: Float[Tensor, "rows p dim"], unit: float) -> None:
         """Average one batch in, and stop after the last block's last step."""
+        if prompts.shape[0] == 1:
+            return
         if self.seen[index] < self.steps:
             deviation = (prompts - prompts.mean(0)).square().mean().sqrt().clamp_min(torch.finfo(prompts.dtype).eps)
             gain, seen = self.gain.clone(), int(self.seen[index])

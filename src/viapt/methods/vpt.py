@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from viapt.methods.base import PromptMethod, init_bound, prompt_parameter
+from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of
 
 
 class VPTShallow(PromptMethod):
@@ -26,11 +26,11 @@ class VPTShallow(PromptMethod):
         self,
         patches: Float[Tensor, "batch n dim"],
         grid: tuple[int, int],
-        noise: Float[Tensor, "batch lambda_ dim"] | None,
-    ) -> Float[Tensor, "batch p dim"]:
-        return self.prompts.expand(patches.shape[0], -1, -1)
+        noise: Float[Tensor, "rows lambda_ dim"] | None,
+    ) -> Float[Tensor, "rows p dim"]:
+        return self.prompts.expand(rows_of(patches, noise), -1, -1)
 
-    def carry(self, layer: int, prompts: Float[Tensor, "batch p dim"]) -> Float[Tensor, "batch p dim"]:
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
         return prompts
 
 
@@ -42,6 +42,7 @@ class VPTDeep(PromptMethod):
     """
 
     name = "vpt-deep"
+    carries = False
 
     def __init__(self, dim: int, depth: int, patch_size: tuple[int, int], *, num_prompts: int = 10) -> None:
         super().__init__(dim, depth, patch_size)
@@ -52,9 +53,9 @@ class VPTDeep(PromptMethod):
         self,
         patches: Float[Tensor, "batch n dim"],
         grid: tuple[int, int],
-        noise: Float[Tensor, "batch lambda_ dim"] | None,
-    ) -> Float[Tensor, "batch p dim"]:
-        return self.prompts[0].expand(patches.shape[0], -1, -1)
+        noise: Float[Tensor, "rows lambda_ dim"] | None,
+    ) -> Float[Tensor, "rows p dim"]:
+        return self.prompts[0].expand(rows_of(patches, noise), -1, -1)
 
-    def carry(self, layer: int, prompts: Float[Tensor, "batch p dim"]) -> Float[Tensor, "batch p dim"]:
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
         return self.prompts[layer].expand(prompts.shape[0], -1, -1)

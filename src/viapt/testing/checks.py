@@ -145,15 +145,52 @@ def checkpointing(subject: Subject) -> None:
     plain = subject.trained().train()
     recomputing = copy.deepcopy(plain)
     recomputing.checkpointing = True
-    with mock.patch.object(recomputing.backbone, "block", wraps=recomputing.backbone.block) as block:
+    with mock.patch.object(recomputing.backbone, "advance", wraps=recomputing.backbone.advance) as advance:
         for model in (plain, recomputing):
             loss, _ = model(*subject.task())
             model.zero_grad()
             loss.backward()
         if plain.method.num_prompts:  # otherwise no gradient enters the blocks, and nothing is stored
-            require(block.call_count == 2 * plain.backbone.depth, "no activation was recomputed")
+            require(advance.call_count == 2 * plain.backbone.depth, "no activation was recomputed")
     for name, p in recomputing.learnable().items():
         require(close(p.grad, plain.learnable()[name].grad, 1e-6), f"checkpointing changes the gradient of {name}")
+
+
+def carries(subject: Subject) -> None:
+    """`carries` says whether `carry` reads the prompts that left the block before."""
+    method = subject.trained().double().method
+    if not method.num_prompts:
+        return
+    generator = torch.Generator().manual_seed(2)
+    one, other = torch.randn(2, 3, method.num_prompts, method.dim, generator=generator, dtype=torch.float64)
+    for layer in range(1, method.depth):
+        same = torch.equal(method.carry(layer, one), method.carry(layer, other))
+        require(same is not method.carries, f"carries is {method.carries}, and carry({layer}) does otherwise")
+
+
+def shortcuts(subject: Subject) -> None:
+    """Leaving out what nobody reads changes neither loss, logits nor gradients (in float64, to the order of sums)."""
+    short = subject.trained().double().train()
+    plain = copy.deepcopy(short)
+    plain.backbone.shortcuts = False
+    (images, labels), found = subject.task(), []
+    for model in (short, plain):
+        model.zero_grad()
+        loss, logits = model(images.double(), labels)
+        loss.backward()
+        found.append({"loss": loss, "logits": logits} | {name: p.grad for name, p in model.learnable().items()})
+    for name, tensor in found[0].items():
+        require(close(tensor, found[1][name], 1e-10), f"shortcuts change {name}")
+
+
+def draws_share_their_images(subject: Subject) -> None:
+    """Several draws of noise in one pass give what each of them gives alone (in float64, to the order of sums)."""
+    model, images = subject.trained().double(), subject.task(5)[0].double()
+    noise = [model.draw_noise(5, seed=0, index=index) for index in range(3)]
+    together = model.classify(model.embed(images), torch.cat(noise))
+    alone = torch.cat([model(images, noise=z) for z in noise])
+    if not model.method.batch_dependent:
+        require(close(together, alone, 1e-10), f"they differ by {(together - alone).abs().max():.1e}")
 
 
 def copies(subject: Subject) -> None:
@@ -262,6 +299,9 @@ CHECKS = _by_name(
     evaluation_is_deterministic,
     batch_does_not_matter,
     checkpointing,
+    carries,
+    shortcuts,
+    draws_share_their_images,
     copies,
     gradcheck,
     learns,
