@@ -9,18 +9,31 @@ resamples even more, so a percentile interval lies above the truth. In simulatio
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from scipy.special import ndtri
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
+from viapt.device import loader_options
+from viapt.distributed import SharedBatches, agree, alone, gather, shares, sharing
 from viapt.errors import ConfigError, DataError
-from viapt.inference import Policy, check_images, check_labels, check_policy, class_probabilities, evaluating
+from viapt.inference import (
+    MAX_DISAGREEMENT,
+    Answer,
+    Policy,
+    check_adaptive,
+    check_images,
+    check_labels,
+    check_policy,
+    class_probabilities,
+    evaluating,
+)
 from viapt.model import PromptedClassifier
 
 BINS = 15  # of equal width, as in Guo et al. (2017)
@@ -62,6 +75,7 @@ class Evaluation:
         calibration_error: expected calibration error: mean distance of confidence and accuracy over 15 bins of equal
             width.
         loss: mean negative log probability of the right class, in nats.
+        rounds: passes that an image took on average.
     """
 
     count: int
@@ -74,6 +88,7 @@ class Evaluation:
     confusion: list[list[int]]
     calibration_error: Estimate
     loss: float
+    rounds: float = 1.0
 
     def confusion_rates(self) -> tuple[Array, Array, Array]:
         """The confusion matrix as shares of each row, and the ends of their intervals: three (classes, classes) arrays.
@@ -101,6 +116,9 @@ def evaluate(
     confidence: float = 0.95,
     resamples: int = 1000,
     progress: Callable[[int], None] | None = None,
+    shared: bool = False,
+    adaptive: bool = False,
+    max_disagreement: float = MAX_DISAGREEMENT,
 ) -> Evaluation:
     """Measure a model on labelled images, on the device where it is; its mode is afterwards what it was before.
 
@@ -114,16 +132,18 @@ def evaluate(
         confidence: of the intervals, between 0 and 1.
         resamples: of the bootstrap, >= 100.
         progress: called after each batch with the number of images done.
+        shared: several processes call this, each takes its share of every batch, and all get the whole result.
+        adaptive, max_disagreement: stop the rounds of an image when its label is settled; see `predict`.
 
     Raises:
-        ConfigError: unknown policy, or a number out of range.
+        ConfigError: unknown policy, a number out of range, or see `predict` for adaptive rounds.
         DataError: no images, images or labels that do not fit the model, probabilities that are not finite.
     """
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence = {confidence}", expected="between 0 and 1, for instance 0.95")
     if resamples < 100:
         raise ConfigError(f"resamples = {resamples}", expected="at least 100")
-    probabilities, labels = outputs(
+    found = outputs(
         model,
         dataset,
         policy=policy,
@@ -132,8 +152,19 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         progress=progress,
+        shared=shared,
+        alpha=check_adaptive(policy, rounds, adaptive, max_disagreement),
     )
-    return measure(probabilities, labels, model.classes, policy, confidence, resamples, seed)
+    measured = measure(found.probabilities, found.labels, model.classes, policy, confidence, resamples, seed)
+    return replace(measured, rounds=float(found.rounds.double().mean()))
+
+
+class Outputs(NamedTuple):
+    """Of a data set, on the CPU, in its order."""
+
+    probabilities: Float32[Tensor, "n classes"]
+    labels: Int64[Tensor, " n"]
+    rounds: Int64[Tensor, " n"]
 
 
 def outputs(
@@ -146,28 +177,43 @@ def outputs(
     batch_size: int = 32,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> tuple[Float32[Tensor, "n classes"], Int64[Tensor, " n"]]:
-    """Class probabilities and labels of a data set, on the CPU, in its order; arguments and errors as `evaluate`."""
+    shared: bool = False,
+    alpha: float | None = None,
+) -> Outputs:
+    """Class probabilities, labels and passes of a data set; arguments and errors as `evaluate`.
+
+    With `alpha`, rounds are adaptive: see `class_probabilities`.
+    """
     check_policy(policy, rounds, seed)
     check_dataset(model, dataset, "data set to evaluate")
-    loader = load(dataset, workers, batch_size=batch_size)
-    probabilities, labels, done = [], [], 0
-    with evaluating(model):
-        for images, targets in loader:
-            check_images(model, images)
-            check_labels(len(model.classes), targets)
-            mean, _ = class_probabilities(model, images, policy, rounds, seed)
+    batches = BatchSampler(range(len(dataset)), batch_size, drop_last=False)
+    answers, labels, done = [], [], 0
+    with evaluating(model), nullcontext() if shared else alone():
+        loader = iter(load(dataset, workers, model.head.weight.device, batch_sampler=SharedBatches(batches)))
+        for batch in batches:
+            (part,) = shares(len(batch))
+            with agree():
+                images, targets = next(loader)
+                check_images(model, images)
+                check_labels(len(model.classes), targets)
+            with sharing(part.counts):
+                answer = class_probabilities(model, images, policy, rounds, seed, alpha)
+            mean = gather(answer.probabilities, part.counts)
             if not bool(mean.isfinite().all()):
                 raise DataError(
-                    f"Probabilities of the images {done} to {done + mean.shape[0] - 1} are not finite",
+                    f"Probabilities of the images {done} to {done + len(batch) - 1} are not finite",
                     expected="finite pixels and finite weights",
                 )
-            probabilities.append(mean.cpu())
-            labels.append(targets.long())
-            done += mean.shape[0]
+            answers.append(Answer(mean, None, gather(answer.rounds, part.counts)).cpu())
+            labels.append(gather(targets.long().to(mean.device), part.counts).cpu())
+            done += len(batch)
             if progress is not None:
                 progress(done)
-    return torch.cat(probabilities), torch.cat(labels)
+    return Outputs(
+        torch.cat([answer.probabilities for answer in answers]),
+        torch.cat(labels),
+        torch.cat([answer.rounds for answer in answers]),
+    )
 
 
 def measure(
@@ -251,8 +297,10 @@ def calibration(
     return Estimate(value, min(low, value), max(high, value))
 
 
-def load(dataset: LabelledImages, workers: int, **options: Any) -> DataLoader[Any]:
-    """A loader that draws nothing from the global generator (every loader draws a number when it starts)."""
+def load(dataset: LabelledImages, workers: int, device: torch.device, **options: Any) -> DataLoader[Any]:
+    """A loader of batches for a device; it draws nothing from the global generator (others draw when they start)."""
+    options |= loader_options(device)
+    workers = 0 if getattr(dataset, "ready", False) else workers
     return DataLoader(cast(Dataset[Any], dataset), num_workers=workers, generator=torch.Generator(), **options)
 
 

@@ -5,6 +5,8 @@
     fixed     one eps from a seed, the same for every image           deterministic, one pass
     multi     R eps from a seed, the same R for every image           R passes, their mean and their spread
 
+With `adaptive`, `multi` gives an image only as many of its R passes as its label needs; see `viapt.rounds`.
+
 Noise comes from private generators and never depends on the batch, so the answer for an image does not depend on where
 it lies in which batch (but for rounding in the last digits). The exception is a method whose `batch_dependent` is true.
 """
@@ -17,20 +19,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from PIL import Image
 from torch import Tensor
 
+from viapt.backbones.base import Preprocessing
 from viapt.data.images import read_image
 from viapt.data.transforms import ImageTransform, eval_transform
+from viapt.device import prepare_process, send
 from viapt.errors import ConfigError, DataError
 from viapt.model import PromptedClassifier
+from viapt.sampling import all_rounds, needed_rounds
 
 Policy = Literal["mean", "fixed", "multi"]
+MAX_DISAGREEMENT = 0.01  # between the labels of adaptive rounds and of all rounds
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,15 @@ class Prediction:
     Attributes:
         labels: the most probable class of each image.
         probabilities: of each class, summing to 1 for each image.
-        spread: standard deviation of the probabilities over the rounds, for `multi`; an uncertainty.
+        spread: standard deviation of the probabilities over the rounds, for `multi`; an uncertainty. None where rounds
+            are adaptive: an image that stops after its first has none.
+        rounds: passes that each image took.
     """
 
     labels: list[str]
     probabilities: Float32[Tensor, "n classes"]
     spread: Float32[Tensor, "n classes"] | None
+    rounds: Int64[Tensor, " n"] | None = None
 
 
 def predict(
@@ -56,6 +65,9 @@ def predict(
     seed: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
+    *,
+    adaptive: bool = False,
+    max_disagreement: float = MAX_DISAGREEMENT,
 ) -> Prediction:
     """Classify images, a batch at a time, on the device where the model is; its mode is afterwards what it was before.
 
@@ -68,9 +80,12 @@ def predict(
         seed: of the noise of `fixed` and `multi`, >= 0.
         batch_size: images in one pass.
         progress: called after each batch with the number of images done.
+        adaptive: stop the rounds of an image as soon as its label is settled.
+        max_disagreement: probability, at most, that the label of an image then differs from the one of all rounds.
 
     Raises:
-        ConfigError: unknown policy, or a number out of range.
+        ConfigError: unknown policy, a number out of range, an argument without effect, or adaptive rounds of a model
+            whose rounds were not calibrated.
         DataError: an image that cannot be read or has the wrong shape, no images at all, or probabilities that are not
             finite.
 
@@ -78,6 +93,7 @@ def predict(
         UserWarning: if the method's answers depend on the batch.
     """
     check_policy(policy, rounds, seed)
+    alpha = check_adaptive(policy, rounds, adaptive, max_disagreement)
     if batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}", expected="at least 1")
     if model.method.batch_dependent:
@@ -85,53 +101,74 @@ def predict(
             f"The method {model.method.name!r}, as configured, answers by the other images of the batch, too",
             stacklevel=2,
         )
-    probabilities, spreads, done = [], [], 0
+    answers, done = [], 0
     with evaluating(model):
-        for batch in preprocessed(model, images, batch_size):
-            mean, spread = class_probabilities(model, batch, policy, rounds, seed)
-            if not bool(mean.isfinite().all()):
-                worst = done + int((~mean.isfinite()).any(1).nonzero()[0])
+        for batch in preprocessed(model.backbone.preprocessing, images, batch_size):
+            answer = class_probabilities(model, batch, policy, rounds, seed, alpha)
+            if not bool(answer.probabilities.isfinite().all()):
+                worst = done + int((~answer.probabilities.isfinite()).any(1).nonzero()[0])
                 raise DataError(
                     f"The probabilities of image {worst} (counting from 0) are not finite",
                     expected="finite pixels and finite weights",
                 )
-            probabilities.append(mean.cpu())
-            spreads.append(None if spread is None else spread.cpu())
+            answers.append(answer.cpu())
             done += batch.shape[0]
             if progress is not None:
                 progress(done)
-    if not probabilities:
+    if not answers:
         raise DataError("There are no images to predict", expected="at least one")
-    together = torch.cat(probabilities)
+    probabilities = torch.cat([answer.probabilities for answer in answers])
+    spreads = [answer.spread for answer in answers if answer.spread is not None]
     return Prediction(
-        labels=[model.classes[index] for index in together.argmax(1).tolist()],
-        probabilities=together,
-        spread=torch.cat([s for s in spreads if s is not None]) if policy == "multi" else None,
+        labels=[model.classes[index] for index in probabilities.argmax(1).tolist()],
+        probabilities=probabilities,
+        spread=torch.cat(spreads) if spreads else None,
+        rounds=torch.cat([answer.rounds for answer in answers]),
     )
 
 
+class Answer(NamedTuple):
+    """Of a batch: as the attributes of `Prediction`."""
+
+    probabilities: Float32[Tensor, "batch classes"]
+    spread: Float32[Tensor, "batch classes"] | None
+    rounds: Int64[Tensor, " batch"]
+
+    def cpu(self) -> Answer:
+        """The same on the CPU."""
+        return Answer(self.probabilities.cpu(), None if self.spread is None else self.spread.cpu(), self.rounds.cpu())
+
+
 def class_probabilities(
-    model: PromptedClassifier, images: Float[Tensor, "batch 3 height width"], policy: Policy, rounds: int, seed: int
-) -> tuple[Float32[Tensor, "batch classes"], Float32[Tensor, "batch classes"] | None]:
-    """One batch under a policy: probabilities, and for `multi` their standard deviation over the rounds.
+    model: PromptedClassifier,
+    images: Float[Tensor, "batch ..."],
+    policy: Policy,
+    rounds: int,
+    seed: int,
+    alpha: float | None = None,
+) -> Answer:
+    """One batch under a policy.
 
-    `images` may lie on any device; the results lie on the model's. The model must be in evaluation mode.
+    `images` may lie on any device; the results lie on the model's. The model must be in evaluation mode. With `alpha`,
+    rounds are adaptive, and differ from all rounds in an image's label with at most this probability.
     """
-    images = images.to(model.head.weight.device)
+    images = send(images, model.head.weight.device)
+    sampled = model.method.num_instance_prompts > 0  # without noise all rounds are equal
+    passes = rounds if policy == "multi" and sampled else 1
+    used = torch.full((images.shape[0],), passes, device=images.device)
     if policy == "mean":
-        return softmax(model(images)), None
-    passes = rounds if policy == "multi" and model.method.num_instance_prompts else 1  # without noise all are equal
-    outcomes = []
-    for index in range(passes):
-        noise = model.draw_noise(1, seed=seed, index=index).expand(images.shape[0], -1, -1)
-        outcomes.append(softmax(model(images, noise=noise)))
-    stacked = torch.stack(outcomes)
-    return stacked.mean(0), stacked.std(0, correction=0) if policy == "multi" else None
+        return Answer(softmax(model(images)), None, used)
+    if alpha is not None and sampled:
+        logits, used = needed_rounds(model, images, rounds, seed, alpha)
+        return Answer(softmax(logits).nanmean(0), None, used)
+    outcomes = softmax(all_rounds(model, images, passes, seed))
+    spread = outcomes.std(0, correction=0) if policy == "multi" and alpha is None else None
+    return Answer(outcomes.mean(0), spread, used)
 
 
-def softmax(logits: Float[Tensor, "batch classes"]) -> Float32[Tensor, "batch classes"]:
+def softmax(logits: Float[Tensor, "*batch classes"]) -> Float32[Tensor, "*batch classes"]:
     """Class probabilities in float32, whatever the precision of the logits."""
-    return logits.float().softmax(1)
+    return logits.float().softmax(-1)
 
 
 @contextmanager
@@ -141,6 +178,7 @@ def evaluating(model: PromptedClassifier) -> Iterator[None]:
     Not `inference_mode`: a backbone that caches a tensor made under it could not train any more.
     """
     training = model.training
+    prepare_process(model.head.weight.device)
     model.eval()
     try:
         with torch.no_grad():
@@ -163,12 +201,32 @@ def check_policy(policy: str, rounds: int, seed: int) -> None:
         raise ConfigError(f"seed = {seed}", expected="0 or above")
 
 
+def check_adaptive(policy: str, rounds: int, adaptive: bool, max_disagreement: float) -> float | None:
+    """The probability with which adaptive rounds may change a label; None for all rounds.
+
+    Raises:
+        ConfigError: an argument without effect, or out of range.
+    """
+    if not adaptive:
+        if max_disagreement != MAX_DISAGREEMENT:
+            raise ConfigError(f"max_disagreement = {max_disagreement} has no effect", expected="adaptive = True")
+        return None
+    if policy != "multi" or rounds < 2:
+        raise ConfigError(
+            f"adaptive has no effect on policy {policy} with {rounds} round(s)",
+            expected="policy multi, 2 rounds or more",
+        )
+    if not 0 < max_disagreement < 1:
+        raise ConfigError(f"max_disagreement = {max_disagreement}", expected="between 0 and 1, for instance 0.01")
+    return max_disagreement
+
+
 def preprocessed(
-    model: PromptedClassifier, images: Any, batch_size: int
+    preprocessing: Preprocessing, images: Any, batch_size: int
 ) -> Iterator[Float[Tensor, "batch 3 height width"]]:
     """Batches of preprocessed images, made as they are asked for."""
     if isinstance(images, Tensor):
-        check_images(model, images)
+        check_preprocessed(preprocessing, images)
         yield from images.split(batch_size) if images.shape[0] else ()
         return
     if isinstance(images, str | Path | bytes | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
@@ -177,18 +235,16 @@ def preprocessed(
         raise DataError(
             f"The images are a {type(images).__name__}", expected="a float tensor, or an iterable of images"
         )
-    transform = eval_transform(model.backbone.preprocessing)
-    items = (prepare(model, transform, item, index) for index, item in enumerate(images))
+    transform = eval_transform(preprocessing)
+    items = (prepare(transform, item, index) for index, item in enumerate(images))
     while batch := list(islice(items, batch_size)):
         yield torch.stack(batch)
 
 
-def prepare(
-    model: PromptedClassifier, transform: ImageTransform, item: Any, index: int
-) -> Float[Tensor, "3 height width"]:
+def prepare(transform: ImageTransform, item: Any, index: int) -> Float[Tensor, "3 height width"]:
     """One image as the backbone wants it; `index` names it in errors."""
     if isinstance(item, Tensor):
-        check_images(model, item[None])
+        check_preprocessed(transform.preprocessing, item[None])
         return item
     if not isinstance(item, str | Path | bytes | Image.Image | np.ndarray):
         raise DataError(
@@ -199,16 +255,25 @@ def prepare(
 
 
 def check_images(model: PromptedClassifier, images: Tensor) -> None:
-    """Refuse a batch that is not preprocessed as the backbone expects.
+    """Refuse a batch that the backbone does not take; see `check_shape`."""
+    check_shape(model.backbone.input_shape, images)
+
+
+def check_preprocessed(preprocessing: Preprocessing, images: Tensor) -> None:
+    """Refuse a batch that is not preprocessed so; see `check_shape`."""
+    check_shape((3, *preprocessing.image_size), images)
+
+
+def check_shape(expected: tuple[int, ...], images: Tensor) -> None:
+    """Refuse a batch of items of another shape or type.
 
     Raises:
         DataError: naming what was found.
     """
-    expected = (3, *model.backbone.preprocessing.image_size)
-    if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
+    if tuple(images.shape[1:]) != expected or not images.is_floating_point():
         raise DataError(
             f"A batch of images is a {images.dtype} tensor of shape {tuple(images.shape)}",
-            expected=f"floating point, (n, {', '.join(map(str, expected))}), as model.backbone.preprocessing says",
+            expected=f"floating point, (n, {', '.join(map(str, expected))}), as the model's preprocessing says",
             remedy="give paths, Pillow images or uint8 arrays (height, width, 3), which are preprocessed here",
         )
 
