@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from training_cases import Augmented, learned_bits, quiet, tiny_data, tiny_images, tiny_model
 from viapt import training
-from viapt.errors import DataError, TrainingError
+from viapt.errors import ConfigError, DataError, TrainingError
 from viapt.history import Epoch
 from viapt.inference import predict
 from viapt.model import PromptedClassifier
@@ -87,13 +89,13 @@ def test_activation_checkpointing_changes_no_gradient_and_ends_with_fit(monkeypa
     models = [tiny_model(), tiny_model()]
     quiet(models[0], tiny_data())
     used: list[bool] = []
-    block = PromptedClassifier.block
+    advance = PromptedClassifier.advance
 
     def watched(self: PromptedClassifier, *args: Any) -> Tensor:
         used.append(self.checkpointing)
-        return block(self, *args)
+        return advance(self, *args)
 
-    monkeypatch.setattr(PromptedClassifier, "block", watched)
+    monkeypatch.setattr(PromptedClassifier, "advance", watched)
     quiet(models[1], tiny_data(), checkpointing=True)
     assert used and all(used)
     assert models[1].checkpointing is False
@@ -146,11 +148,11 @@ def weights_by_epoch(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -
     """Make validation report these accuracies, and record the weights that it saw."""
     seen: list[dict[str, bytes]] = []
 
-    def outputs(model: PromptedClassifier, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def outputs(model: PromptedClassifier, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
         right = round(10 * accuracies[len(seen)])
         seen.append(learned_bits(model))
         probabilities = torch.eye(3)[torch.tensor([0] * right + [1] * (10 - right))]
-        return probabilities, torch.zeros(10, dtype=torch.long)
+        return probabilities, torch.zeros(10, dtype=torch.long), torch.ones(10, dtype=torch.long)
 
     monkeypatch.setattr(training, "outputs", outputs)
     return seen
@@ -262,9 +264,15 @@ def test_class_names_that_do_not_fit_are_refused() -> None:
         quiet(model, data)
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.Accelerator, "num_processes", 2)
-    with pytest.raises(TrainingError, match="2 processes"):
+def test_a_model_in_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(TrainingError, match="configured for FSDP"):
+        quiet(tiny_model("linear"), tiny_data())
+
+
+def test_fewer_images_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 9)
+    with pytest.raises(ConfigError, match="batch_size = 8 over 9 processes"):
         quiet(tiny_model("linear"), tiny_data())
 
 
@@ -320,7 +328,7 @@ def test_tensorboard_has_every_step_once_also_after_an_interruption(tmp_path: Pa
 
         def __getitem__(self, index: int) -> tuple[Tensor, int]:
             self.read += 1
-            if self.read > 36:  # the last batch of the second epoch: step 4 was recorded, but not saved
+            if self.read > 36:  # the last batch of the second epoch: steps 4 and 5 were recorded, but not saved
                 raise RuntimeError("power cut")
             return super().__getitem__(index)
 

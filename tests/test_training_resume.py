@@ -75,7 +75,7 @@ def test_killed_at_random_moments_again_and_again(tmp_path: Path, reference: Any
     moments = random.Random(0)
     kills = 0
     while kills < 6:
-        process = start(resumable_child, tmp_path, 0.01, None)
+        process = start(resumable_child, tmp_path, 0.05, None)
         process.join(moments.uniform(0.1, 1.0))
         if process.exitcode is not None:
             break

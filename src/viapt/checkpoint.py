@@ -23,6 +23,7 @@ import safetensors.torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from viapt.distributed import broadcast
 from viapt.errors import ArtifactError, ConfigError, TrainingError
 
 FORMAT = 1
@@ -49,7 +50,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         ArtifactError: the disk is full, or cannot be written to. Earlier checkpoints stay.
     """
-    data = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()})
+    data = safetensors.torch.save(on_cpu(checkpoint.tensors))
     content = {"format": FORMAT, "tensors_sha256": hashlib.sha256(data).hexdigest(), "state": checkpoint.state}
     text = json.dumps(content | {"sha256": digest(content)}, indent=1).encode()
     partial = folder / PARTIAL
@@ -94,6 +95,18 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             remedy="start again with overwrite, or in another folder",
         )
     return None
+
+
+def shared(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint of the main process, in all of them."""
+    state = broadcast(json.dumps(checkpoint.state).encode())
+    tensors = broadcast(safetensors.torch.save(on_cpu(checkpoint.tensors)))
+    return Checkpoint(json.loads(state), safetensors.torch.load(tensors))
+
+
+def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors takes them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -14,8 +14,10 @@ import numpy as np
 from torch import nn, optim
 from torch.utils.data import Sampler
 
+from viapt.device import adamw
 from viapt.errors import ConfigError, TrainingError
 from viapt.model import PromptedClassifier
+from viapt.quantisation import is_quantised
 
 OptimizerName = Literal["adamw", "sgd"]
 Selection = Literal["last", "best-val"]
@@ -68,7 +70,7 @@ class Recipe:
         """AdamW, or SGD with momentum 0.9, over `parameter_groups`."""
         groups = parameter_groups(model, self.weight_decay)
         if self.optimizer == "adamw":
-            return optim.AdamW(groups, lr=self.lr)
+            return adamw(groups, self.lr)
         return optim.SGD(groups, lr=self.lr, momentum=0.9)
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,6 +92,20 @@ def parameter_groups(model: PromptedClassifier, weight_decay: float) -> list[dic
     check_coverage(model, [*decayed, *others])
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def check_trainable(model: PromptedClassifier) -> None:
+    """Refuse a model for inference alone.
+
+    Raises:
+        TrainingError: it is quantised.
+    """
+    if is_quantised(model):
+        raise TrainingError(
+            "The model is quantised, and int8 weights have no gradients",
+            expected="a model in float32 or bfloat16",
+            remedy="train the model that it was made from, then quantise that",
+        )
 
 
 def check_coverage(model: PromptedClassifier, grouped: list[nn.Parameter]) -> None:
@@ -132,6 +148,10 @@ class EpochBatches(Sampler[list[int]]):
     def steps_per_epoch(self) -> int:
         """Batches of a whole epoch."""
         return math.ceil(self.count / self.batch_size)
+
+    def size(self, number: int) -> int:
+        """Images of a batch, by its number in the epoch."""
+        return min(self.batch_size, self.count - number * self.batch_size)
 
     def __len__(self) -> int:
         return self.steps_per_epoch - self.start

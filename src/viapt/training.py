@@ -7,34 +7,36 @@ generator's state.
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from viapt.checkpoint import Checkpoint, exclusive, load_checkpoint, remove_checkpoints, save_checkpoint
+from viapt.acceleration import TENSORBOARD, accelerated, tracked
+from viapt.caching import Cache, cached
+from viapt.checkpoint import Checkpoint, exclusive, load_checkpoint, remove_checkpoints, save_checkpoint, shared
+from viapt.device import prepare_process
+from viapt.distributed import SharedBatches, agree, companions, is_main, maximum, process_count
 from viapt.errors import ConfigError, TrainingError
 from viapt.evaluation import Evaluation, LabelledImages, check_dataset, evaluate, load, negative_log_likelihood, outputs
 from viapt.history import Epoch, History, best_epoch, write_history
 from viapt.inference import check_images, check_labels
 from viapt.interruption import Interruption
 from viapt.model import PromptedClassifier
+from viapt.optimization import Optimization
 from viapt.progress import TrainingDisplay
-from viapt.recipe import EpochBatches, OptimizerName, Recipe, Selection
-from viapt.training_state import Standing, check_same, identity, learned, pack, put, unpack
+from viapt.recipe import EpochBatches, OptimizerName, Recipe, Selection, check_trainable
+from viapt.round_calibration import calibrate_if_sampled
+from viapt.training_state import Standing, check_everywhere, check_same, identity, learned, pack, put, unpack
 
-HISTORY, CHECKPOINTS, TENSORBOARD = "history.jsonl", "checkpoints", "tensorboard"
+HISTORY, CHECKPOINTS = "history.jsonl", "checkpoints"
 
 
 def fit(
@@ -55,6 +57,7 @@ def fit(
     seed: int = 0,
     checkpointing: bool = False,
     workers: int = 0,
+    cache: Cache | None = "auto",
     out: Path | str | None = None,
     checkpoint_seconds: float = 60.0,
     overwrite: bool = False,
@@ -68,8 +71,15 @@ def fit(
     computes in the precision that its weights have; what is trained stays in its own.
 
     With `out`, the same call takes an interrupted training up where it was, and ends with the same weights, bit by bit
-    (on the same machine, as far as the device's kernels are deterministic; those of CPUs are). A finished one is
-    loaded. Ctrl-C and SIGTERM finish the step and save first; a second one acts at once.
+    (where kernels are deterministic: on CPUs they are). A finished one is loaded. Ctrl-C and SIGTERM finish the step
+    and save first; a second one acts at once.
+
+    Launched in several processes (`accelerate launch`), with the same arguments in each, all train together: the same
+    images in each step, so the same weights, but for rounding, as one process. Their number may change when a training
+    is resumed. The main process alone writes to `out` and shows progress; each returns the same history, and ends with
+    the same weights. What fails in one is raised in all.
+
+    At the end `viapt.calibrate_rounds` measures how far rounds differ: on validation images, if there are any.
 
     Args:
         train: map-style, of (preprocessed float image (3, height, width), class index). Random items must be a function
@@ -78,7 +88,7 @@ def fit(
         test: likewise; read once, after training.
         epochs: >= 1.
         lr: highest learning rate; by default the method's own for AdamW. SGD has no default.
-        batch_size: images in an optimizer step.
+        batch_size: images in an optimizer step, over all processes: each of P takes batch_size / P of them.
         accumulate: in how many parts a batch goes through the model: less memory, the same gradients but for rounding.
             (A method that takes statistics of batches, such as ViaPT's reduction `running`, takes them of the parts.)
         optimizer: "adamw", or "sgd" with momentum 0.9.
@@ -89,6 +99,8 @@ def fit(
         seed: of the order of images and of the noise.
         checkpointing: recompute activations in the backward pass instead of storing them: less memory, more time.
         workers: processes that load data.
+        cache: embed every image once, not in every epoch, where there is no augmentation: in "memory", or on "disk" for
+            other runs, too. "auto": features in memory where a method has no prompts and `train.augmented` is False.
         out: folder for `history.jsonl`, checkpoints and TensorBoard files.
         checkpoint_seconds: a checkpoint is written after every epoch, and this many seconds after the last one.
         overwrite: forget an earlier training in `out`.
@@ -99,8 +111,7 @@ def fit(
     Raises:
         ConfigError: an argument out of range, or without effect.
         DataError: images or labels that do not fit the model.
-        TrainingError: loss, gradients or weights are not finite; `out` holds another
-            training, or is in use.
+        TrainingError: loss, gradients or weights are not finite; `out` holds another training, or is in use.
         ArtifactError: no checkpoint in `out` can be read.
         KeyboardInterrupt: after Ctrl-C.
     """
@@ -122,31 +133,47 @@ def fit(
         selection=selection,
         seed=seed,
     )
+    check_trainable(model)
     for dataset, name in ((train, "training data"), (val, "validation data"), (test, "test data")):
         if dataset is not None:
             check_dataset(model, dataset, name)
     folder = None if out is None else Path(out)
     with ExitStack() as stack:
-        if folder is not None:
-            stack.enter_context(exclusive(folder / CHECKPOINTS))
-            if overwrite:
-                forget(folder)
+        accelerator = accelerated(folder if tensorboard else None)
+        if accelerator.num_processes > batch_size:
+            raise ConfigError(
+                f"batch_size = {batch_size} over {accelerator.num_processes} processes", expected="an image for each"
+            )
+        stack.enter_context(companions())
+        with agree():
+            if folder is not None and is_main():
+                stack.enter_context(exclusive(folder / CHECKPOINTS))
+                if overwrite:
+                    forget(folder)
         stack.callback(setattr, model, "checkpointing", model.checkpointing)
         model.checkpointing = model.checkpointing or checkpointing
         interruption = stack.enter_context(Interruption())
-        accelerator = accelerated(folder if tensorboard else None)
-        run = Training(model, train, val, recipe, accelerator, interruption, folder, checkpoint_seconds, workers)
-        resumed = run.resume(identity(model, recipe, train, val, config or {}))
-        stack.enter_context(tracked(accelerator, resumed))
-        display = stack.enter_context(TrainingDisplay(epochs, len(train), run.images_done, shown=progress))
-        if resumed:
-            display.say(f"{folder}: resuming after step {resumed} of {run.steps}")
-        run.loop(display)
-        run.select()
-        result = None
+        prepare_process(accelerator.device)
+        model.to(accelerator.device)
+        with cached(model, train, val, cache, workers=workers, heed=interruption.heed) as (inputs, checks):
+            run = Training(
+                model, inputs, checks, recipe, accelerator, interruption, folder, checkpoint_seconds, workers
+            )
+            resumed = run.resume(identity(model, recipe, train, val, config or {}, cached=inputs is not train))
+            stack.enter_context(tracked(accelerator, resumed))
+            shown = progress and is_main()
+            display = stack.enter_context(TrainingDisplay(epochs, len(train), run.images_done, shown=shown))
+            if resumed:
+                display.say(f"{folder}: resuming after step {resumed} of {run.steps}")
+            run.loop(display)
+            run.select()
+        heed, result = run.heed, None
+        with agree():
+            calibrate_if_sampled(model, [val, train], seed=seed, batch_size=batch_size)
         if test is not None:
-            stop = interruption.check
-            result = evaluate(model, test, batch_size=batch_size, workers=workers, progress=lambda _: stop())
+            result = evaluate(
+                model, test, batch_size=batch_size, workers=workers, progress=lambda _: heed(), shared=True
+            )
     return run.history(resumed, result)
 
 
@@ -171,93 +198,57 @@ class Training:
         self.batches = EpochBatches(len(train), recipe.batch_size, recipe.seed)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.steps = recipe.epochs * self.steps_per_epoch
-        self.plain_optimizer = recipe.build_optimizer(model)
-        loader = load(train, workers, batch_sampler=self.batches)
-        self.prepared, self.optimizer, self.loader = accelerator.prepare(model, self.plain_optimizer, loader)
+        self.optimization = Optimization(model, recipe, self.steps_per_epoch, accelerator)
+        batches = SharedBatches(self.batches, recipe.accumulate)
+        self.loader = load(train, workers, accelerator.device, batch_sampler=batches)
         self.standing, self.identity, self.best = Standing(), {}, {}
         self.saved_at = self.counted_at = time.monotonic()
 
     def loop(self, display: TrainingDisplay) -> None:
         """All that is left of the training."""
-        standing = self.standing
-        for epoch in range(len(standing.epochs), self.recipe.epochs):
+        for epoch in range(len(self.standing.epochs), self.recipe.epochs):
             self.model.train()
-            self.batches.start = standing.step - epoch * self.steps_per_epoch
-            self.loader.set_epoch(epoch)  # of the order, and of the augmentation
-            for images, labels in self.loader:
-                check_images(self.model, images)
-                check_labels(len(self.model.classes), labels)
-                self.step(images, labels)
-                display.step(epoch + 1, labels.shape[0], standing.loss_sum / standing.seen)
+            self.begin_epoch(epoch)
+            loader = iter(self.loader)
+            for number in range(self.batches.start, self.steps_per_epoch):
+                with agree():
+                    images, labels = next(loader)
+                    check_images(self.model, images)
+                    check_labels(len(self.model.classes), labels)
+                size = self.batches.size(number)
+                self.step(size, images, labels)
+                display.step(epoch + 1, size, self.standing.loss_sum / self.standing.seen)
                 self.breathe()
             display.epoch(self.close_epoch())
 
-    def step(self, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"]) -> None:
-        """One optimizer step."""
-        standing, recipe, labels = self.standing, self.recipe, labels.long()
-        lr = recipe.lr_at(standing.step, self.steps_per_epoch)
-        for group in self.plain_optimizer.param_groups:
-            group["lr"] = lr
-        noise = self.model.draw_noise(labels.shape[0], seed=recipe.seed, index=standing.step)
-        parts = [tensor.chunk(recipe.accumulate) for tensor in (images, labels, noise)]
-        loss, logits = self.gradients(list(zip(*parts, strict=True)))
-        learnable = list(self.model.learnable().values())
-        norm = nn.utils.get_total_norm([tensor.grad for tensor in learnable if tensor.grad is not None])
-        if not (math.isfinite(loss) and math.isfinite(float(norm))):
-            raise self.not_finite(lr, images, logits, loss)
-        if recipe.clip is not None:
-            nn.utils.clip_grads_with_norm_(learnable, recipe.clip, norm)
-        self.optimizer.step()
-        if not all(bool(tensor.isfinite().all()) for tensor in learnable):
-            raise self.not_finite(lr, images, logits, loss)
-        self.optimizer.zero_grad()
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose order and augmentation, and leave out the batches that were done before."""
+        self.batches.set_epoch(epoch)
+        self.batches.start = self.standing.step - epoch * self.steps_per_epoch
+        if callable(set_epoch := getattr(self.train, "set_epoch", None)):
+            set_epoch(epoch)
+
+    def step(self, size: int, images: Float[Tensor, "share ..."], labels: Int[Tensor, " share"]) -> None:
+        """One optimizer step, written down."""
+        standing = self.standing
+        outcome = self.optimization.step(standing.step, size, images, labels)
         standing.step += 1
-        standing.seen += labels.shape[0]
-        standing.loss_sum += loss * labels.shape[0]
-        standing.correct += int((logits.argmax(1) == labels).sum())
-        self.accelerator.log({"train/loss": loss, "train/lr": lr}, standing.step)
-
-    def gradients(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, Float[Tensor, "batch classes"]]:
-        """Gradients of the mean loss over all parts of a batch; that loss, and the logits."""
-        total, losses, outcomes = sum(labels.shape[0] for _, labels, _ in parts), [], []
-        for number, (images, labels, noise) in enumerate(parts, start=1):
-            # Where several processes train, they exchange gradients once, at the last part.
-            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.prepared):
-                loss, logits = self.prepared(images, labels, noise=noise)
-                loss = loss * (labels.shape[0] / total)
-                self.accelerator.backward(loss)
-            losses.append(loss.detach())
-            outcomes.append(logits.detach())
-        return float(torch.stack(losses).sum()), torch.cat(outcomes)
-
-    def not_finite(self, lr: float, images: Tensor, logits: Tensor, loss: float) -> TrainingError:
-        """What to say of a loss, gradient or weight that is not finite."""
-        tensors = {"the images": images}
-        tensors |= self.model.learnable()
-        tensors |= {"the logits": logits, "the loss": torch.tensor(loss)}
-        gradients = {name: p.grad for name, p in self.model.learnable().items() if p.grad is not None}
-        tensors |= {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
-        bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-        self.optimizer.zero_grad()
-        remedy = f"a lower learning rate than {self.recipe.lr:g}, a longer warm-up, clip=1.0, or precision float32"
-        step, epoch = self.standing.step + 1, self.standing.step // self.steps_per_epoch + 1
-        return TrainingError(
-            f"Training stopped at step {step} of {self.steps} (epoch {epoch}, learning rate {lr:g}): "
-            f"not finite are {', '.join(bad[:6]) or 'the norm of all gradients'}; the loss is {loss:g}",
-            expected="finite numbers",
-            remedy="look for images with NaN or infinite pixels" if bad[:1] == ["the images"] else remedy,
-        )
+        standing.seen += size
+        standing.loss_sum += outcome.loss * size
+        standing.correct += outcome.correct
+        self.accelerator.log({"train/loss": outcome.loss, "train/lr": outcome.lr}, standing.step)
 
     def close_epoch(self) -> Epoch:
         """Validate, write down, start anew."""
         standing, val_loss, val_accuracy = self.standing, None, None
         if self.val is not None:
-            probabilities, labels = outputs(
+            probabilities, labels, _ = outputs(
                 self.model,
                 self.val,
                 batch_size=self.recipe.batch_size,
                 workers=self.workers,
                 progress=lambda _: self.breathe(),
+                shared=True,
             )
             val_loss = negative_log_likelihood(probabilities, labels)
             val_accuracy = float((probabilities.argmax(1) == labels).double().mean())
@@ -278,8 +269,7 @@ class Training:
         if self.recipe.selection == "best-val" and best_epoch(standing.epochs) == epoch.epoch:
             self.best = {name: tensor.detach().clone() for name, tensor in learned(self.model).items()}
         self.save()
-        if self.folder is not None:
-            write_history(self.folder / HISTORY, standing.epochs)
+        self.write_history()
         return epoch
 
     def select(self) -> None:
@@ -289,10 +279,19 @@ class Training:
         self.model.eval()
 
     def breathe(self) -> None:
-        """Between two batches: save when it is time or somebody wants to stop, and then stop."""
-        if self.interruption.signal is not None or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
+        """Between two batches: save when it is time or somebody wants to stop, and then stop; all processes alike."""
+        due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
+        signal, due = maximum(self.interruption.signal or 0, due)
+        if signal or due:
             self.save()
-        self.interruption.check()
+        if signal:
+            self.interruption.stop(int(signal))
+
+    def heed(self) -> None:
+        """Stop if somebody wants to, where there is nothing to save."""
+        (signal,) = maximum(self.interruption.signal or 0)
+        if signal:
+            self.interruption.stop(int(signal))
 
     def count_time(self) -> None:
         """Bring `standing.seconds` up to date."""
@@ -303,34 +302,56 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint."""
         self.count_time()
-        if self.folder is None:
-            return
-        tensors = pack(self.model, self.plain_optimizer, self.best)
-        state = {"identity": self.identity, "standing": asdict(self.standing)}
-        save_checkpoint(self.folder / CHECKPOINTS, Checkpoint(state, tensors))
+        with agree():
+            if self.folder is not None and is_main():
+                save_checkpoint(self.folder / CHECKPOINTS, self.checkpoint())
         self.saved_at = time.monotonic()
+
+    def checkpoint(self) -> Checkpoint:
+        """All that is needed to go on from here, with any number of processes."""
+        tensors = pack(self.model, self.optimization.optimizer, self.best)
+        return Checkpoint({"identity": self.identity, "standing": asdict(self.standing)}, tensors)
+
+    def write_history(self) -> None:
+        """Bring `history.jsonl` up to date."""
+        with agree():
+            if self.folder is not None and is_main():
+                write_history(self.folder / HISTORY, self.standing.epochs)
 
     def resume(self, identity: dict[str, Any]) -> int:
         """Take up what the folder holds; the step where it stood, 0 if there is nothing.
 
+        All processes start with what the main one found, or has.
+
         Raises:
-            TrainingError: it holds another training, or one that is finished and cleared away.
+            TrainingError: it holds another training, or one that is finished and cleared away; processes that train
+                different things.
             ArtifactError: none of its checkpoints can be read.
         """
         self.identity = identity
-        if self.folder is None:
-            return 0
-        checkpoint = load_checkpoint(self.folder / CHECKPOINTS)
-        if checkpoint is None:
-            if (self.folder / HISTORY).exists():  # only ever written beside a checkpoint
-                found = f"{self.folder} holds a finished training"
-                raise TrainingError(found, remedy="choose another folder, or overwrite")
-            return 0
-        check_same(self.folder, checkpoint.state["identity"], identity)
-        self.standing = Standing.from_dict(checkpoint.state["standing"])
-        self.best = unpack(checkpoint.tensors, self.model, self.plain_optimizer)
-        write_history(self.folder / HISTORY, self.standing.epochs)
+        check_everywhere(identity)
+        with agree():
+            found = self.stored() if is_main() else None
+        (resuming,) = maximum(found is not None)
+        if resuming or process_count() > 1:
+            checkpoint = shared(found or self.checkpoint())
+            self.standing = Standing.from_dict(checkpoint.state["standing"])
+            self.best = unpack(checkpoint.tensors, self.model, self.optimization.optimizer)
+        if resuming:
+            self.write_history()
         return self.standing.step
+
+    def stored(self) -> Checkpoint | None:
+        """The newest checkpoint of this training; None if there is none yet."""
+        if self.folder is None:
+            return None
+        checkpoint = load_checkpoint(self.folder / CHECKPOINTS)
+        if checkpoint is not None:
+            check_same(self.folder, checkpoint.state["identity"], self.identity)
+        elif (self.folder / HISTORY).exists():  # only ever written beside a checkpoint
+            found = f"{self.folder} holds a finished training"
+            raise TrainingError(found, remedy="choose another folder, or overwrite")
+        return checkpoint
 
     @property
     def images_done(self) -> int:
@@ -351,38 +372,6 @@ class Training:
             test=test,
             data_hash=self.identity["train"]["hash"],
         )
-
-
-def accelerated(tensorboard: Path | None) -> Accelerator:
-    """accelerate for one process, without autocast: the frozen backbone computes in its own precision.
-
-    Raises:
-        ConfigError: TensorBoard is wanted and not installed.
-        TrainingError: several processes were launched.
-    """
-    if tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("TensorBoard is not installed", remedy="pip install 'viapt[tensorboard]'")
-    accelerator = Accelerator(
-        mixed_precision="no",
-        log_with=None if tensorboard is None else "tensorboard",
-        project_config=None if tensorboard is None else ProjectConfiguration(logging_dir=str(tensorboard)),
-    )
-    if accelerator.num_processes > 1:
-        raise TrainingError(
-            f"{accelerator.num_processes} processes were launched", expected="one: run it without torchrun"
-        )
-    return accelerator
-
-
-@contextmanager
-def tracked(accelerator: Accelerator, step: int) -> Iterator[None]:
-    """Trackers from this step on; what they recorded beyond it before an interruption is dropped."""
-    accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": step + 1}})
-    try:
-        yield
-    finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
 
 
 def discard_checkpoints(out: Path | str) -> None:

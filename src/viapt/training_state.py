@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
+from viapt.distributed import exchange
 from viapt.errors import ArtifactError, ConfigError, TrainingError
 from viapt.evaluation import LabelledImages
 from viapt.history import Epoch
@@ -116,6 +117,8 @@ def identity(
     train: LabelledImages,
     val: LabelledImages | None,
     config: Mapping[str, Any],
+    *,
+    cached: bool = False,
 ) -> dict[str, Any]:
     """What must be the same for a training to be resumed, in plain JSON types."""
     values = {
@@ -128,7 +131,7 @@ def identity(
         "train": described(train),
         "val": None if val is None else described(val),
         "config": dict(config),
-    }
+    } | ({"cached": True} if cached else {})
     try:
         return json.loads(json.dumps(values))
     except TypeError as error:
@@ -146,15 +149,33 @@ def check_same(folder: Path, saved: dict[str, Any], now: dict[str, Any]) -> None
     Raises:
         TrainingError: with every difference.
     """
-    before, after = flatten(saved), flatten(now)
-    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    if keys:
-        differences = "; ".join(f"{key} was {shown(before, key)} and is {shown(after, key)}" for key in keys)
+    if found := differences(saved, now, "was", "is"):
         raise TrainingError(
-            f"{folder} holds another training: {differences}",
+            f"{folder} holds another training: {found}",
             expected="the same arguments, model and data, to go on with it",
             remedy="choose another folder, or overwrite",
         )
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], first: str, second: str) -> str:
+    """Where two identities differ, in words: "lr was 0.1 and is 0.2"; nothing if they do not."""
+    a, b = flatten(one), flatten(other)
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return "; ".join(f"{key} {first} {shown(a, key)} and {second} {shown(b, key)}" for key in keys)
+
+
+def check_everywhere(identity: dict[str, Any]) -> None:
+    """Refuse unless all processes train the same.
+
+    Raises:
+        TrainingError: in all of them, with every difference of one.
+    """
+    first, *others = map(json.loads, exchange(json.dumps(identity).encode()))
+    for index, other in enumerate(others, start=1):
+        if found := differences(first, other, "is, in process 0,", f"in process {index}"):
+            raise TrainingError(
+                f"The processes train different things: {found}", expected="the same arguments, model and data in each"
+            )
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
