@@ -34,8 +34,8 @@ lint: venv
 types: venv
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-bench: venv ## speed and memory of a training step
-	$(BIN)/python benchmarks/step.py
+bench: venv ## speed and memory of a training step, beside the floor
+	$(BIN)/python benchmarks/training.py
 
 clean: ## remove the virtual environment and every cache
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info

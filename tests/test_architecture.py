@@ -16,16 +16,19 @@ PYTHON = [*SOURCES, *sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "ben
 # From the ground up. A module imports from the floors below it and, without going round, from its neighbours.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"reduction", "packaged", "precision", "tensorfile", "checkpoint", "interruption", "tables"},
+    {"distributed", "device"},
+    {"reduction", "packaged", "precision", "tensorfile", "checkpoint", "interruption", "tables", "runtimes"}
+    | {"rounds", "cache_files"},
     {"methods", "backbones"},
     {"model"},
-    {"create", "data", "recipe"},
-    {"training", "training_state", "history", "progress", "evaluation", "inference"}
-    | {"artifact", "adapter_files", "model_card"},
+    {"create", "data", "quantisation", "recipe"},
+    {"training", "training_state", "history", "progress", "evaluation", "comparison", "inference"}
+    | {"artifact", "adapter_files", "model_card", "acceleration", "optimization", "exported"}
+    | {"sampling", "round_calibration", "caching"},
     {"runs", "inspection", "testing"},
     {"bench", "serve", "report", "export", "demo"},
     {"cli"},
-    {"viapt"},  # the public names
+    {"viapt", "__main__"},  # the public names, and `python -m viapt`
 ]
 
 # The verbs of a model, which hand over to a floor above when they are called.

@@ -156,6 +156,39 @@ def test_evaluate_takes_the_test_split_of_the_run(fitted, photos, run):
     assert code == 0 and "28 images" in out and "test split" not in err and "b [bold]|ü" in out
 
 
+def test_int8_is_compared_with_what_it_came_from(fitted, photos, run):
+    plain = json.loads(run("evaluate", fitted, photos, "--all", "--json")[1])
+    code, out, err = run("evaluate", fitted, photos, "--all", "--quantise", "int8", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    compared = found["compared"]
+    assert found["quantised"] == "int8" and compared["accuracy_change"]["value"] == pytest.approx(
+        found["accuracy"]["value"] - plain["accuracy"]["value"]
+    )
+    assert found["loss"] != plain["loss"] and abs(found["loss"] - plain["loss"]) < 0.05
+    assert compared["agreement"]["value"] >= 0.9 and min(compared["images_per_second"]) > 0
+    code, out, _ = run("evaluate", fitted, photos, "--all", "--quantise", "int8")
+    assert code == 0 and "change of accuracy" in out and "same class as before" in out and "images per second" in out
+
+
+def test_models_compute_where_they_were_trained(fitted, photos, run, monkeypatch):
+    asked = []
+    monkeypatch.setattr("viapt.device.default_device", lambda: asked.append("the device") or "cpu")
+    assert run("evaluate", fitted, photos)[0] == run("predict", fitted, photos / "red")[0] == 0
+    assert len(asked) == 2
+
+
+def test_predict_in_int8(fitted, photos, run):
+    answers = []
+    for options in ([], ["--quantise", "int8"]):
+        code, out, err = run("predict", fitted, photos / "red", "--format", "json", *options)
+        assert code == 0, err
+        answers.append([row["probability"] for row in json.loads(out)])
+    assert answers[0] != answers[1] and answers[0] == pytest.approx(answers[1], abs=0.05)
+    model = viapt.quantise(viapt.load(fitted))
+    assert answers[1] == pytest.approx(model.predict(sorted((photos / "red").iterdir())).probabilities.amax(1).tolist())
+
+
 def test_evaluate_takes_other_data_whole(fitted, photos, run, tmp_path):
     (tmp_path / "red").mkdir()
     for k in range(3):

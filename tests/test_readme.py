@@ -46,13 +46,15 @@ def test_python(here, backbone, capsys):
     assert labels
 
 
+@pytest.mark.compiled  # one of them exports
 def test_commands(here, backbone):
     commands = [line for block in blocks("sh") for line in block.splitlines()]
-    ours = [line for line in commands if line.startswith("viapt ")]
-    assert len(ours) >= 4
+    launched = "accelerate launch --multi_gpu --num_processes 4 -m "  # see test_distributed_launch.py
+    ours = [line for line in commands if line.removeprefix(launched).startswith("viapt ")]
+    assert len(ours) >= 5
     for line in ours:
         with pytest.raises(SystemExit) as stopped:
-            main(shlex.split(line.replace(PACKAGED, backbone))[1:])
+            main(shlex.split(line.removeprefix(launched).replace(PACKAGED, backbone))[1:])
         assert stopped.value.code == 0, line
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     others = [line.split() for line in commands if line not in ours]

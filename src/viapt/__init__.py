@@ -18,19 +18,25 @@ if TYPE_CHECKING:
     from viapt.data.packaged import list_tasks as list_tasks
     from viapt.errors import ViaptError as ViaptError
     from viapt.evaluation import evaluate as evaluate
+    from viapt.exported import ExportedModel as ExportedModel
+    from viapt.exported import load_exported as load_exported
     from viapt.inference import predict as predict
     from viapt.methods import list_methods as list_methods
     from viapt.methods.base import PromptMethod as PromptMethod
     from viapt.model import PromptedClassifier as PromptedClassifier
+    from viapt.quantisation import quantise as quantise
+    from viapt.round_calibration import calibrate_rounds as calibrate_rounds
     from viapt.training import fit as fit
 
     __version__: str
 
 _HOMES = {
     "Backbone": "viapt.backbones.base",
+    "ExportedModel": "viapt.exported",
     "PromptMethod": "viapt.methods.base",
     "PromptedClassifier": "viapt.model",
     "ViaptError": "viapt.errors",
+    "calibrate_rounds": "viapt.round_calibration",
     "create_backbone": "viapt.backbones",
     "create_model": "viapt.create",
     "evaluate": "viapt.evaluation",
@@ -39,7 +45,9 @@ _HOMES = {
     "list_methods": "viapt.methods",
     "list_tasks": "viapt.data.packaged",
     "load": "viapt.artifact",
+    "load_exported": "viapt.exported",
     "predict": "viapt.inference",
+    "quantise": "viapt.quantisation",
 }
 
 

@@ -22,6 +22,7 @@ from viapt.errors import ArtifactError, BackboneError, ConfigError
 from viapt.methods import check_arguments
 from viapt.model import check_classes
 from viapt.precision import DTYPES
+from viapt.rounds import RoundNoise
 from viapt.tensorfile import parse_tensors
 
 FORMAT_VERSION = 1
@@ -94,6 +95,11 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
         Preprocessing.from_dict(config["backbone"]["preprocessing"])
     except (TypeError, BackboneError) as error:
         raise ArtifactError(f"{path} holds an impossible preprocessing ({error})") from error
+    if config.get("round_noise") is not None:  # adapters from before adaptive rounds do not have it
+        try:
+            RoundNoise(**field(path, config, "round_noise", dict))
+        except (TypeError, ConfigError) as error:
+            raise ArtifactError(f"{path} holds an impossible round_noise ({error})") from error
 
 
 def field(path: Path, config: dict[str, Any], name: str, *kinds: type) -> Any:

@@ -37,6 +37,8 @@ from viapt.methods.base import PromptMethod
 from viapt.model import PromptedClassifier
 from viapt.model_card import model_card
 from viapt.precision import DTYPES
+from viapt.quantisation import is_quantised
+from viapt.rounds import RoundNoise
 
 
 def save_pretrained(
@@ -105,6 +107,8 @@ def load(
         refuse(folder, f"holds values that {config['method']} cannot use ({error})")
     if not all(bool(buffer.isfinite().all()) for buffer in model.method.buffers()):
         refuse(folder, f"holds values that {config['method']} cannot use")
+    if config.get("round_noise") is not None:
+        model.round_noise = RoundNoise(**config["round_noise"])
     return model.eval()
 
 
@@ -166,6 +170,11 @@ def restore_method(folder: Path, backbone: Backbone, config: dict[str, Any]) -> 
 def describe(model: PromptedClassifier, training: Mapping[str, Any] | None) -> dict[str, Any]:
     """The configuration, without its check sums."""
     backbone = model.backbone
+    if is_quantised(model):
+        raise ArtifactError(
+            "The model is quantised, and an adapter names the weights that it was trained on",
+            remedy="save the model that it was made from; after loading, viapt.quantise(model)",
+        )
     precision = str(backbone.dtype).removeprefix("torch.")
     if precision not in DTYPES:
         raise ArtifactError(f"The backbone computes in {precision}", expected=" or ".join(DTYPES))
@@ -182,6 +191,7 @@ def describe(model: PromptedClassifier, training: Mapping[str, Any] | None) -> d
         "format_version": FORMAT_VERSION,
         "method": model.method.name,
         "method_arguments": model.method.config(),
+        "round_noise": None if model.round_noise is None else model.round_noise.to_dict(),
         "training": None if training is None else dict(training),
         "versions": {name: version(name) for name in ("viapt", "torch", "timm")},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Interruption:
@@ -35,14 +35,19 @@ class Interruption:
         if self.signal is not None:
             signal.raise_signal(self.signal)
 
-    def check(self) -> None:
-        """Stop here if a signal was noted.
+    def stop(self, number: int) -> NoReturn:
+        """Stop here, because this signal was noted, by this process or by one that trains with it.
 
         Raises:
             KeyboardInterrupt: likewise.
         """
+        self.signal = self.signal or number
+        raise KeyboardInterrupt
+
+    def heed(self) -> None:
+        """Stop if this process was asked to."""
         if self.signal is not None:
-            raise KeyboardInterrupt
+            self.stop(self.signal)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler."""

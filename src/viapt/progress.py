@@ -1,14 +1,19 @@
-"""What a training shows while it runs: a live bar on a terminal, a line per epoch elsewhere."""
+"""What a training shows while it runs: a live bar on a terminal, a line per epoch elsewhere; and TensorBoard files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
+from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from viapt.history import Epoch
+
+TENSORBOARD = "tensorboard"
 
 
 class TrainingDisplay:
@@ -73,3 +78,14 @@ class Throughput(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f} images/s" if task.speed else "- images/s")
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, step: int) -> Iterator[None]:
+    """Trackers from this step on; what they recorded beyond it before an interruption is dropped."""
+    accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": step + 1}})
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()

@@ -1,6 +1,6 @@
 """A run is a folder: what was asked for, how the data were split, the training as far as it is, and what came of it.
 
-    run.json                what was asked for (`Settings`)
+    run.json                what was asked for (`Settings`), and the precision that this meant on the first day
     splits.json             which image trains, validates, tests; hashes of the contents; images that were left out
     history.jsonl           a line per epoch
     checkpoints/            until the run is finished
@@ -22,15 +22,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from viapt.acceleration import accelerated
 from viapt.backbones import create_backbone
+from viapt.caching import Cache
 from viapt.checkpoint import numbers, replace_file
 from viapt.create import create_model
 from viapt.data import DataSplits, Split, load_data, read_source
+from viapt.device import default_device, describe_device
+from viapt.distributed import agree, broadcast, is_main
 from viapt.errors import ArtifactError, ConfigError
 from viapt.model import PromptedClassifier
+from viapt.precision import DTYPES, Choice, choose_precision
 from viapt.training import CHECKPOINTS, HISTORY, discard_checkpoints, fit
 
 RUN, SPLITS, RESULT = "run.json", "splits.json", "result.json"
+CHOSEN = "chosen"  # beside the settings in run.json
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def run(
     overwrite: bool = False,
     workers: int = 0,
     checkpointing: bool = False,
+    cache: Cache | None = "auto",
     tensorboard: bool = False,
     console: Console | None = None,
 ) -> tuple[PromptedClassifier, dict[str, Any]]:
@@ -95,8 +102,10 @@ def run(
         settings: what decides the outcome.
         task: what the result record calls the data; by default the name of the folder or file.
         overwrite: forget the run that `out` holds.
-        workers, checkpointing, tensorboard: see `fit`.
+        workers, checkpointing, cache, tensorboard: see `fit`.
         console: where progress is shown; None for silence.
+
+    Launched in several processes, all fit together (see `fit`), and the main one writes.
 
     Returns:
         The fitted model, and the result record.
@@ -106,19 +115,30 @@ def run(
         ViaptError: see `create_model`, `load_data`, `fit`.
         KeyboardInterrupt: after Ctrl-C; what was trained is saved.
     """
-    claim(out, settings, overwrite)
-    backbone = create_backbone(settings.backbone, weights=settings.weights, image_size=settings.image_size)
-    splits = load(data, out, settings, backbone.preprocessing, console)
-    model = create_model(
-        backbone,
-        settings.method,
-        classes=splits.classes,
-        precision=settings.precision,
-        seed=settings.seed,
-        **settings.options,
-    )
-    if checkpointing and model.method.num_prompts == 0:
-        raise ConfigError(f"checkpointing has no effect on {settings.method}", expected="a method with prompts")
+    accelerated()  # joins the other processes, if several were launched
+    console = console if is_main() else None
+    with agree():
+        precision = claim(out, settings, overwrite) if is_main() else None
+        stored = stored_split(out) if is_main() else None
+    stored, precision = the_same(stored), the_same_choice(precision)
+    with agree():
+        backbone = create_backbone(settings.backbone, weights=settings.weights, image_size=settings.image_size)
+        splits = load(data, settings, stored, backbone.preprocessing, console)
+        if stored is None and is_main():
+            write_json(out / SPLITS, splits.to_dict())
+        model = create_model(
+            backbone,
+            settings.method,
+            classes=splits.classes,
+            precision=precision.name,
+            seed=settings.seed,
+            **settings.options,
+        )
+        if checkpointing and model.method.num_prompts == 0:
+            raise ConfigError(f"checkpointing has no effect on {settings.method}", expected="a method with prompts")
+    device = describe_device(default_device())
+    if console is not None:
+        console.print(f"backbone in {precision}; {device}", markup=False, highlight=False, soft_wrap=True)
     history = fit(
         model,
         splits.train,
@@ -127,6 +147,7 @@ def run(
         **settings.training,
         workers=workers,
         checkpointing=checkpointing,
+        cache=cache,
         out=out,
         overwrite=overwrite,
         config={"augmentation": settings.augmentation},
@@ -141,19 +162,25 @@ def run(
         "options": model.method.config(),
         "augmentation": settings.augmentation,
         "policy": "mean",
+        "precision_reason": precision.reason,
+        "device": device,
     }
     record["data_hash"] = splits.content_hash
     record["images"] = {part: len(dataset) for part, dataset in splits.parts.items()}
     record["skipped_images"] = len(splits.skipped)
     record["test"] = history.test.to_dict() if history.test else None
-    model.save_pretrained(out, training=history.protocol | {"augmentation": settings.augmentation})
-    write_json(out / RESULT, record)
-    discard_checkpoints(out)
+    with agree():
+        if is_main():
+            model.save_pretrained(out, training=history.protocol | {"augmentation": settings.augmentation})
+            write_json(out / RESULT, record)
+            discard_checkpoints(out)
     return model, record
 
 
-def claim(out: Path, settings: Settings, overwrite: bool) -> None:
-    """Make `out` the folder of this run, or make sure that it is.
+def claim(out: Path, settings: Settings, overwrite: bool) -> Choice:
+    """Make `out` the folder of this run, or make sure that it is; the precision that the run has.
+
+    That is decided once: a run that is resumed goes on as it began, even if the machine now seems faster or slower.
 
     Raises:
         ConfigError: it holds something else.
@@ -176,26 +203,48 @@ def claim(out: Path, settings: Settings, overwrite: bool) -> None:
             raise ConfigError(
                 f"{out} holds this run, finished", remedy="use it as it is, or do it again with --overwrite"
             )
-        return
+        return chosen_before(out, theirs) or choose_precision(settings.precision)
     if (out / RUN).exists():
         for name in (RESULT, SPLITS, RUN):
             (out / name).unlink(missing_ok=True)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is no run", expected="a folder that is new or empty")
+    choice = choose_precision(settings.precision)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / RUN, mine)
+    write_json(out / RUN, mine | {CHOSEN: {"precision": choice.name, "reason": choice.reason}})
+    return choice
+
+
+def chosen_before(out: Path, recorded: dict[str, Any]) -> Choice | None:
+    """The precision that a run began with; None if it was begun by a version that did not write it down.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    chosen = recorded.get(CHOSEN)
+    if chosen is None:
+        return None
+    if not isinstance(chosen, dict) or chosen.get("precision") not in DTYPES or not chosen.get("reason"):
+        raise ArtifactError(f"{out / RUN} has {CHOSEN} = {chosen!r}", remedy="--overwrite the run")
+    return Choice(DTYPES[chosen["precision"]], str(chosen["reason"]))
 
 
 def finished(out: Path, settings: Settings) -> dict[str, Any] | None:
     """The result record of a run, if it is finished and had these settings."""
-    if not (out / RESULT).exists() or read_json(out / RUN) != settings.to_dict():
+    if not (out / RESULT).exists() or settings.to_dict() != without(CHOSEN, read_json(out / RUN)):
         return None
     return read_json(out / RESULT)
 
 
-def load(data: str | Path, out: Path, settings: Settings, preprocessing: Any, console: Console | None) -> DataSplits:
-    """The data, split as this run split them before, or split now; written to `splits.json`."""
-    stored = stored_split(out)
+def without(key: str, content: dict[str, Any]) -> dict[str, Any]:
+    """The same, one key left out."""
+    return {name: value for name, value in content.items() if name != key}
+
+
+def load(
+    data: str | Path, settings: Settings, stored: Split | None, preprocessing: Any, console: Console | None
+) -> DataSplits:
+    """The data, split as this run split them before, or split now."""
     with reading(console) as progress:
         splits = load_data(
             data,
@@ -208,8 +257,6 @@ def load(data: str | Path, out: Path, settings: Settings, preprocessing: Any, co
             on_bad_image=settings.on_bad_image,
             progress=progress,
         )
-    if stored is None:
-        write_json(out / SPLITS, splits.to_dict())
     if console is not None:
         tell(splits, console)
     return splits
@@ -244,6 +291,19 @@ def stored_split(folder: Path) -> Split | None:
         return None
     content = read_json(folder / SPLITS)
     return Split.from_dict(content.get("split", {}))
+
+
+def the_same(split: Split | None) -> Split | None:
+    """The split that the main process read, in all of them."""
+    told = json.loads(broadcast(json.dumps(None if split is None else split.to_dict()).encode()))
+    return None if told is None else Split.from_dict(told)
+
+
+def the_same_choice(precision: Choice | None) -> Choice:
+    """The precision that the main process chose, in all of them: they may have measured differently."""
+    said = [] if precision is None else [precision.name, precision.reason]
+    name, reason = json.loads(broadcast(json.dumps(said).encode()))
+    return Choice(DTYPES[name], reason)
 
 
 def split_of(folder: Path, data: str | Path, classes: list[str]) -> Split | None:

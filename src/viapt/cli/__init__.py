@@ -13,7 +13,9 @@ from typer.core import TyperGroup
 
 from viapt.cli import data, use
 from viapt.cli.demo import demo
+from viapt.cli.export import export
 from viapt.cli.fit import fit
+from viapt.cli.processes import check_processes, is_told_elsewhere, one_speaks
 from viapt.errors import ViaptError
 from viapt.tables import say
 
@@ -32,6 +34,11 @@ class Commands(TyperGroup):
             say(f"Interrupted. {saved}" if ctx.invoked_subcommand in RESUMED else "Interrupted.")
             raise SystemExit(INTERRUPTED) from None
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        check_processes(name)
+        return name, command, rest
+
 
 app = typer.Typer(
     cls=Commands,
@@ -48,6 +55,7 @@ app.command()(fit)
 app.command()(use.evaluate)
 app.command()(use.predict)
 app.command()(use.inspect)
+app.command()(export)
 app.add_typer(data.app, name="data")
 
 
@@ -69,12 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in given[:end]
     warnings.showwarning = lambda message, *_: say(f"Warning: {message}")
     try:
-        app([argument for argument in given[:end] if argument != "--debug"] + given[end:], prog_name="viapt")
+        with one_speaks():
+            app([argument for argument in given[:end] if argument != "--debug"] + given[end:], prog_name="viapt")
     except Exception as error:
         if debug:
             traceback.print_exc()
         text, code = explain(error)
-        say("Error: " + " ".join(text.split()))
+        if not is_told_elsewhere(error):
+            say("Error: " + " ".join(text.split()))
         raise SystemExit(code) from None
     raise SystemExit(0)
 

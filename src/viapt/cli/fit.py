@@ -35,7 +35,7 @@ ValFraction = Annotated[
 TestFraction = Annotated[float | None, data_option(help="Share of each class that tests, likewise (default: 0.15).")]
 Workers = Annotated[int, data_option(help="Processes that load images.")]
 Epochs = Annotated[int, training_option(help="Passes over the training images.")]
-BatchSize = Annotated[int, training_option(help="Images in an optimizer step.")]
+BatchSize = Annotated[int, training_option(help="Images in an optimizer step, over all processes.")]
 Accumulate = Annotated[int, training_option(help="Parts in which a batch is computed: less memory.")]
 LearningRate = Annotated[float | None, training_option("--lr", help="The highest (default: the method's own).")]
 Optimizer = Annotated[Literal["adamw", "sgd"], training_option(help="sgd has a momentum of 0.9 and needs --lr.")]
@@ -47,6 +47,10 @@ Selection = Annotated[
 ]
 Checkpointing = Annotated[
     bool, training_option("--checkpointing", help="Recompute activations: less memory, more time.")
+]
+Cache = Annotated[
+    Literal["auto", "memory", "disk", "none"],
+    training_option(help="Embed each image once, for --augmentation none (auto: in memory, for linear)."),
 ]
 Seed = Annotated[int, training_option(help="Of split, initial values, order, augmentation and noise.")]
 TensorBoard = Annotated[bool, run_option("--tensorboard", help="Write TensorBoard files, too.")]
@@ -77,13 +81,15 @@ def fit(
     clip: Clip = None,
     selection: Selection = "last",
     checkpointing: Checkpointing = False,
+    cache: Cache = "auto",
     seed: Seed = 0,
     tensorboard: TensorBoard = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Fit prompts and a classifier to your images; the backbone stays frozen.
 
-    The same command resumes a run that was interrupted. The test split is read once, at the end.
+    The same command resumes a run that was interrupted. The test split is read once, at the end. On several devices:
+    accelerate launch --multi_gpu --num_processes N -m viapt fit ...
     """
     from rich.console import Console
 
@@ -119,6 +125,7 @@ def fit(
         overwrite=overwrite,
         workers=workers,
         checkpointing=checkpointing,
+        cache=None if cache == "none" else cache,
         tensorboard=tensorboard,
         console=Console(stderr=True, highlight=False),
     )

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from viapt.cli.shown import show_comparison, show_evaluation, show_inspection, show_prediction
 from viapt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from viapt.evaluation import Evaluation
-    from viapt.inference import Prediction
-    from viapt.inspection import Inspection
+    from viapt.comparison import Comparison
+    from viapt.evaluation import LabelledImages
+    from viapt.exported import ExportedModel
     from viapt.model import PromptedClassifier
 
 Adapter = Annotated[Path, typer.Argument(help="Folder of a run, or of a saved adapter.")]
@@ -27,11 +26,24 @@ Policy = Annotated[
     typer.Option(help="Instance prompts: their mean, one sample, or several samples and their spread."),
 ]
 Rounds = Annotated[int | None, typer.Option(help="Samples of --policy multi (default: 5).")]
+Adaptive = Annotated[
+    bool, typer.Option("--adaptive", help="Of --policy multi: stop an image's samples when its label is settled.")
+]
+MaxDisagreement = Annotated[
+    float | None,
+    typer.Option(help="How often --adaptive may change the label of all samples, at most (default: 0.01)."),
+]
 Seed = Annotated[int | None, typer.Option(help="Of the samples of --policy fixed and multi (default: 0).")]
 Weights = Annotated[
     Path | None, typer.Option(help="Weights of the backbone, where the file is not where it was in training.")
 ]
 BatchSize = Annotated[int, typer.Option(help="Images in one pass.")]
+Quantise = Annotated[
+    Literal["int8"] | None,
+    typer.Option(
+        help="Compute the backbone's linear layers in int8: faster on CPUs, at a cost that evaluate measures."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 IMAGE_BATCH = 64
 
@@ -50,18 +62,21 @@ def evaluate(
     ] = False,
     policy: Policy = "mean",
     rounds: Rounds = None,
+    adaptive: Adaptive = False,
+    max_disagreement: MaxDisagreement = None,
     seed: Seed = None,
     batch_size: BatchSize = 32,
     weights: Weights = None,
+    quantise: Quantise = None,
     on_bad_image: Annotated[Literal["error", "skip"], typer.Option(help="Images that cannot be read.")] = "error",
     as_json: AsJson = False,
 ) -> None:
     """Measure an adapter on labelled images.
 
-    Of data that the adapter's run split by itself, the test split is taken: nobody tests on what was trained on.
+    Of data that the adapter's run split by itself, the test split is taken: nobody tests on what was trained on. With
+    --quantise the model is measured before and after, and compared image by image.
     """
     from viapt import evaluation
-    from viapt.artifact import load
     from viapt.data import load_evaluation
     from viapt.runs import split_of
     from viapt.tables import say
@@ -69,7 +84,7 @@ def evaluate(
     if part and everything:
         raise ConfigError("--all and --part", expected="one of them")
     rounds, seed = sampled(policy, rounds, seed)
-    model = load(adapter, weights=weights)
+    model = load_on_device(adapter, weights)
     check_policy(model, policy)
     split = None if everything else split_of(adapter, data, model.classes)
     dataset = load_evaluation(
@@ -81,34 +96,50 @@ def evaluate(
         )
     if dataset.skipped:
         say(f"skipped: {len(dataset.skipped)} images that cannot be read")
-    found = evaluation.evaluate(model, dataset, policy=policy, rounds=rounds, seed=seed, batch_size=batch_size)
+    how = {"policy": policy, "rounds": rounds, "seed": seed, "batch_size": batch_size}
+    if quantise and adaptive:
+        raise ConfigError("--quantise with --adaptive", expected="one of the two: rounds are compared one by one")
+    compared = compare_quantised(model, dataset, **how) if quantise else None
+    how |= adapted(adaptive, max_disagreement)
+    found = compared.after if compared else evaluation.evaluate(model, dataset, **how)
     if as_json:
         result = found.to_dict() | {"data_hash": dataset.content_hash, "skipped_images": len(dataset.skipped)}
+        if compared:
+            result |= {"quantised": quantise, "compared": compared.to_dict()}
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         show_evaluation(found)
+        if compared:
+            show_comparison(compared)
 
 
 def predict(
-    adapter: Adapter,
+    adapter: Annotated[Path, typer.Argument(help="Folder of a run, or of a saved adapter; or an exported file.")],
     paths: Annotated[list[str], typer.Argument(help="Image files, folders of them, or patterns such as '*.jpg'.")],
-    policy: Policy = "mean",
+    policy: Annotated[
+        Literal["mean", "fixed", "multi"] | None,
+        typer.Option(
+            help="Instance prompts: their mean (default), one sample, or several samples and their spread."
+            " An exported file has its own."
+        ),
+    ] = None,
     rounds: Rounds = None,
+    adaptive: Adaptive = False,
+    max_disagreement: MaxDisagreement = None,
     seed: Seed = None,
     batch_size: BatchSize = 32,
     weights: Weights = None,
+    quantise: Quantise = None,
     form: Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="What is printed.")] = "table",
 ) -> None:
     """Classify images; with --policy multi, say how far the samples spread.
 
     An image that cannot be read is reported by name and does not stop the others; the exit code is then 3.
     """
-    from viapt.artifact import load
     from viapt.cli.paths import image_files
     from viapt.data import read_image
     from viapt.tables import say
 
-    rounds, seed = sampled(policy, rounds, seed)
     files, good, bad = image_files(paths), [], []
 
     def readable() -> Iterator[Image.Image]:
@@ -121,15 +152,17 @@ def predict(
             good.append(file)
             yield image
 
-    model = load(adapter, weights=weights)
-    check_policy(model, policy)
+    model, options = open_model(adapter, policy, rounds, seed, weights, quantise)
+    options |= adapted(adaptive, max_disagreement)
+    if adaptive and not hasattr(model, "round_noise"):
+        raise ConfigError("--adaptive has no effect on an exported file", expected="an adapter")
     try:
-        result = model.predict(readable(), policy=policy, rounds=rounds, seed=seed, batch_size=batch_size)
+        result = model.predict(readable(), batch_size=batch_size, **options)
     except DataError:
         if good or not bad:
             raise
         raise DataError(f"none of {len(bad)} images can be read: {'; '.join(bad[:5])}") from None
-    show_prediction(model.classes, good, result, form)
+    show_prediction(model.classes, good, result, form, passes=adaptive)
     if bad:
         say(f"{len(bad)} of {len(files)} images cannot be read:", *bad)
         raise typer.Exit(FAILED_IMAGES)
@@ -168,6 +201,50 @@ def inspect(
         show_inspection(adapter, config, found)
 
 
+def load_on_device(adapter: Path, weights: Path | None) -> PromptedClassifier:
+    """An adapter's model, where it computes fastest."""
+    from viapt.artifact import load
+    from viapt.device import default_device
+
+    return load(adapter, weights=weights).to(default_device())
+
+
+def compare_quantised(model: PromptedClassifier, dataset: LabelledImages, **how: Any) -> Comparison:
+    """A model and what quantisation makes of it, on the same images."""
+    from viapt.comparison import compare
+    from viapt.quantisation import quantise
+
+    return compare(model, quantise(model), dataset, **how)
+
+
+def open_model(
+    path: Path, policy: str | None, rounds: int | None, seed: int | None, weights: Path | None, quantise: str | None
+) -> tuple[PromptedClassifier | ExportedModel, dict[str, Any]]:
+    """An adapter or an exported file; and policy, rounds and seed for its `predict`.
+
+    Raises:
+        ConfigError: an option that has no effect, or a policy that an exported file does not have.
+    """
+    from viapt.exported import load_exported
+    from viapt.quantisation import quantise as quantised
+    from viapt.runtimes import is_exported
+
+    if is_exported(path):
+        for name, given in (("weights", weights), ("quantise", quantise)):
+            if given is not None:
+                raise ConfigError(
+                    f"--{name} has no effect on an exported file, which holds its own weights", expected=f"no --{name}"
+                )
+        model = load_exported(path)
+        model.check(policy, seed)
+        return model, {"rounds": sampled(model.policy, rounds, seed)[0], "seed": seed}
+    policy = policy or "mean"
+    rounds, seed = sampled(policy, rounds, seed)
+    model = load_on_device(path, weights)
+    check_policy(model, policy)
+    return quantised(model) if quantise else model, {"policy": policy, "rounds": rounds, "seed": seed}
+
+
 def sampled(policy: str, rounds: int | None, seed: int | None) -> tuple[int, int]:
     """Rounds and seed of a policy.
 
@@ -181,6 +258,12 @@ def sampled(policy: str, rounds: int | None, seed: int | None) -> tuple[int, int
     return 5 if rounds is None else rounds, 0 if seed is None else seed
 
 
+def adapted(adaptive: bool, max_disagreement: float | None) -> dict[str, Any]:
+    """Arguments of adaptive rounds; those that were not given keep their defaults."""
+    given = {} if max_disagreement is None else {"max_disagreement": max_disagreement}
+    return {"adaptive": adaptive} | given
+
+
 def check_policy(model: PromptedClassifier, policy: str) -> None:
     """Refuse to sample where nothing can be sampled.
 
@@ -191,105 +274,3 @@ def check_policy(model: PromptedClassifier, policy: str) -> None:
         raise ConfigError(
             f"--policy {policy} has no effect on {model.method.name} without instance prompts", expected="--policy mean"
         )
-
-
-def show_evaluation(found: Evaluation) -> None:
-    """The numbers, then a table of classes."""
-    from rich.table import Table
-
-    from viapt.tables import show
-
-    summary = Table("", "value", f"{100 * found.confidence:g} % interval", box=None, pad_edge=False)
-    estimates = {"accuracy": found.accuracy, "top-5 accuracy": found.top5, "calibration error": found.calibration_error}
-    for name, estimate in estimates.items():
-        if estimate is not None:
-            summary.add_row(name, f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}")
-    summary.add_row("loss", f"{found.loss:.4f}")
-    small = len(found.classes) <= 12
-    classes = Table("class", "images", "accuracy", "interval", box=None, pad_edge=False)
-    for name in found.classes if small else ():
-        classes.add_column(f"-> {name}", justify="right")
-    for name, row in zip(found.classes, found.confusion, strict=True):
-        estimate = found.per_class[name]
-        value = "-" if estimate is None else f"{estimate.value:.4f}"
-        interval = "-" if estimate is None else f"{estimate.low:.4f} to {estimate.high:.4f}"
-        classes.add_row(name, str(sum(row)), value, interval, *(map(str, row) if small else ()))
-    show(f"{found.count} images, policy {found.policy}", summary, "", classes)
-
-
-def show_prediction(classes: list[str], files: list[Path], result: Prediction, form: str) -> None:
-    """One row for each image."""
-    from rich.table import Table
-
-    from viapt.tables import show
-
-    rows = list(rows_of(classes, files, result))
-    if form == "json":
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    if form == "csv":
-        spread = [f"spread:{name}" for name in classes] if result.spread is not None else []
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["path", "label", "probability", *(f"probability:{name}" for name in classes), *spread])
-        for row in rows:
-            numbers = [*row["probabilities"].values(), *row.get("spread", {}).values()]
-            writer.writerow([row["path"], row["label"], row["probability"], *numbers])
-        return
-    table = Table("image", "label", "probability", box=None, pad_edge=False)
-    if result.spread is not None:
-        table.add_column("spread")
-    for row in rows:
-        spread = [f"{row['spread'][row['label']]:.4f}"] if "spread" in row else []
-        table.add_row(row["path"], row["label"], f"{row['probability']:.4f}", *spread)
-    show(table)
-
-
-def rows_of(classes: list[str], files: list[Path], result: Prediction) -> Iterator[dict[str, Any]]:
-    """What is known of each image, in plain JSON types."""
-    for k, file in enumerate(files):
-        probabilities = dict(zip(classes, result.probabilities[k].tolist(), strict=True))
-        label = result.labels[k]
-        row = {"path": str(file), "label": label, "probability": probabilities[label], "probabilities": probabilities}
-        if result.spread is not None:
-            row["spread"] = dict(zip(classes, result.spread[k].tolist(), strict=True))
-        yield row
-
-
-def show_inspection(adapter: Path, config: dict[str, Any], found: Inspection) -> None:
-    """The artefact, its parts, its layers."""
-    from rich.table import Table
-
-    from viapt.tables import show
-
-    backbone = config["backbone"]
-    facts = Table(box=None, pad_edge=False, show_header=False)
-    facts.add_row("adapter", str(adapter))
-    facts.add_row("classes", f"{len(config['classes'])}: {', '.join(config['classes'])}")
-    facts.add_row("backbone", f"{backbone['name']}, {backbone['precision']}, {backbone['fingerprint']}")
-    facts.add_row("images", in_words(backbone["preprocessing"]))
-    facts.add_row("method", f"{config['method']}: {in_words(config['method_arguments'])}")
-    facts.add_row("training", in_words(config["training"] or {}) or "not told")
-    facts.add_row("versions", in_words(config["versions"]))
-    parts = Table("part", "numbers", box=None, pad_edge=False)
-    for name, count in found.parameters.items():
-        parts.add_row(name, f"{count:,}")
-    parts.add_row("learnable", f"{found.learnable:,}")
-    shares = {
-        "variance kept, in training": found.explained,
-        "variance kept, here": found.kept_variance,
-        "energy kept, here": found.kept_energy,
-        "attention on prompts": found.prompt_attention,
-    }
-    known = {name: values for name, values in shares.items() if values is not None}
-    layers = Table("layer", *known, box=None, pad_edge=False)
-    for number, row in enumerate(zip(*known.values(), strict=True), start=1):
-        layers.add_row(str(number), *("-" if share is None else f"{100 * share:.2f} %" for share in row))
-    show(facts, "", parts, *(["", layers] if known else []))
-
-
-def in_words(values: dict[str, Any]) -> str:
-    """Names and values, one after the other."""
-    shown = {key: in_words(value) if isinstance(value, dict) else value for key, value in values.items()}
-    return ", ".join(
-        f"{key} ({value})" if isinstance(values[key], dict) else f"{key} {value}" for key, value in shown.items()
-    )

@@ -114,6 +114,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return self._cache is not None
 
     @property
+    def augmented(self) -> bool:
+        """Whether an image differs from epoch to epoch."""
+        return self.transform.augmentation != "none"
+
+    @property
     def content_hash(self) -> str:
         """SHA-256, as "sha256:<hex>", over the sorted (key, class name, content) of all items."""
         digest = hashlib.sha256()
