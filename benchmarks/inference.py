@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from viapt.device import keep_freed_memory
 
 import measure
 import viapt
+from viapt.device import keep_freed_memory
 from viapt.inference import class_probabilities, evaluating
 from viapt.model import PromptedClassifier
 from viapt.precision import resolve_precision

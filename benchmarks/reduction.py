@@ -15,11 +15,11 @@ import statistics
 from pathlib import Path
 
 import torch
-from viapt.device import keep_freed_memory
 
 import measure
 import viapt
 from viapt.backbones.base import Backbone
+from viapt.device import keep_freed_memory
 from viapt.model import PromptedClassifier
 from viapt.precision import resolve_precision
 from viapt.reduction import REDUCTIONS, RunningPCA

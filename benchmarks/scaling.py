@@ -14,10 +14,10 @@ from pathlib import Path
 
 import timm
 import torch
-from viapt.device import keep_freed_memory
 
 import measure
 import viapt
+from viapt.device import keep_freed_memory
 from viapt.precision import resolve_precision
 
 DEFAULTS = {"prompts": 10, "image": 224, "depth": 12, "batch": 16, "classes": 100}

@@ -29,11 +29,11 @@ from typing import Any
 import timm
 import torch
 from torch.nn import functional as F  # noqa: N812
-from viapt.device import keep_freed_memory
 
 import measure
 import viapt
 from viapt.backbones.base import Backbone
+from viapt.device import keep_freed_memory
 from viapt.precision import resolve_precision
 
 VARIANTS = ["floor", "linear", "vpt-deep plain", "viapt plain", "plain float32", "vpt-deep", "viapt", "lora", "full"]
