@@ -101,8 +101,8 @@ def test_fixed_has_the_noise_of_class_probabilities(to: Any, tmp_path: Path) -> 
     path = export(model, tmp_path / f"model{TARGETS[to].suffix}", to=to, policy="fixed", seed=7)
     batch = images(model, 3)
     with torch.no_grad():
-        expected, _ = class_probabilities(model, batch, "fixed", 1, 7)
-        other, _ = class_probabilities(model, batch, "fixed", 1, 8)
+        expected = class_probabilities(model, batch, "fixed", 1, 7).probabilities
+        other = class_probabilities(model, batch, "fixed", 1, 8).probabilities
     found = load_exported(path).predict(batch)
     torch.testing.assert_close(found.probabilities, expected, rtol=1e-4, atol=1e-5)
     assert found.spread is None and (expected - other).abs().max() > 1e-2

@@ -10,6 +10,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostBlock
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,9 +89,9 @@ def flops(method: type, shortcuts: bool, *, training: bool, **options: Any) -> i
     for block in model.backbone.vit.blocks:
         block.attn.fused_attn = False
     images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
-    with pytest.MonkeyPatch.context() as patch, FlopCounterMode(display=False) as counter:
-        patch.setattr(frozen_linear, "onednn_serves", lambda x, weight: False)  # the counter ignores oneDNN's operator
-        patch.setattr(frozen_block, "prefers_plain_attention", lambda x: True)  # and the fused one of CPUs
+    math = sdpa_kernel(SDPBackend.MATH)  # the counter ignores the fused attention of CPUs
+    with pytest.MonkeyPatch.context() as patch, math, FlopCounterMode(display=False) as counter:
+        patch.setattr(frozen_linear, "onednn_serves", lambda x, weight: False)  # and oneDNN's operator
         if training:
             model(images, labels)[0].backward()
         else:
@@ -138,6 +139,21 @@ def test_the_attention_of_bfloat16_is_attention() -> None:
     q, k, v = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     exact = nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
     torch.testing.assert_close(frozen_block.attend(q, k, v).double(), exact, rtol=0, atol=0.02)
+    plain = frozen_block.attend(q.requires_grad_(), k, v)
+    assert "ScaledDot" not in str(plain.grad_fn)
+    torch.testing.assert_close(plain.double(), exact, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.GELU("tanh"), nn.ReLU()])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.05)])
+def test_an_activation_in_the_same_pass(dtype: torch.dtype, atol: float, activation: nn.Module) -> None:
+    layer = nn.Linear(40, 24).to(dtype).requires_grad_(False)
+    x = torch.randn(6, 40, dtype=dtype)
+    exact = activation(nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double()))
+    for wanted in (False, True):
+        found = frozen_linear.activated(layer, activation, x.clone().requires_grad_(wanted))
+        assert found.requires_grad == wanted
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.2), (torch.float64, 1e-12)])
@@ -171,6 +187,7 @@ def test_compiled_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss, logits and gradients, of batches of several sizes; one kernel for all blocks."""
     timm_vit.compiled_block.cache_clear()
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = Subject(ViaPT, tiny_vit(), num_prompts=8, num_instance_prompts=4).trained().train()
     compiled = copy.deepcopy(plain)

@@ -114,10 +114,10 @@ def processor() -> str:
 
 
 def prefers_plain_attention(tensor: Tensor) -> bool:
-    """Whether softmax(q k^T) v, written out, is faster than the fused kernel for tensors like this one.
+    """Whether softmax(q k^T) v, written out, is faster than the fused kernel where such tensors want gradients.
 
-    On a CPU, the backward pass of the fused kernel takes four times as long in bfloat16. Everywhere else the fused one
-    is as fast or faster, and needs less memory.
+    On a CPU, the backward pass of the fused kernel takes four times as long in bfloat16. Everywhere else, and without
+    a backward pass, the fused one is as fast or faster, and needs less memory.
     """
     return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16
 
@@ -135,10 +135,15 @@ def prefers_onednn(x: Tensor) -> bool:
 
 
 def onednn_linear(
-    x: Float[Tensor, "*rows a"], weight: Float[Tensor, "b a"], bias: Float[Tensor, " b"] | None = None
+    x: Float[Tensor, "*rows a"],
+    weight: Float[Tensor, "b a"],
+    bias: Float[Tensor, " b"] | None = None,
+    *,
+    gelu: bool = False,
 ) -> Float[Tensor, "*rows b"]:
-    """x W^T + b by oneDNN, without a gradient."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """x W^T + b, or its (exact) GELU, by oneDNN, without a gradient."""
+    activation, kind = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], kind)
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -61,7 +61,7 @@ def feed_forward(mlp: nn.Module, x: Float[Tensor, "rows t dim"]) -> Float[Tensor
     """timm's `Mlp`, or whatever else stands there."""
     if type(mlp) is not Mlp:
         return mlp(x)
-    return frozen_linear.apply(mlp.fc2, mlp.norm(mlp.act(frozen_linear.apply(mlp.fc1, x))))
+    return frozen_linear.apply(mlp.fc2, mlp.norm(frozen_linear.activated(mlp.fc1, mlp.act, x)))
 
 
 def query_key_value(block: Block, tokens: Float[Tensor, "_ t dim"], rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +96,7 @@ def attend(
     q: Float[Tensor, "batch heads t e"], k: Float[Tensor, "batch heads s e"], v: Float[Tensor, "batch heads s e"]
 ) -> Float[Tensor, "batch heads t e"]:
     """softmax(Q K^T / sqrt(e)) V, by the faster of PyTorch's fused kernel and separate steps."""
-    if prefers_plain_attention(q):
+    if prefers_plain_attention(q) and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 

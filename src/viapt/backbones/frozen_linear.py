@@ -32,6 +32,14 @@ def apply(layer: nn.Module, x: Float[Tensor, "*rows a"]) -> Float[Tensor, "*rows
     return linear(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
 
 
+def activated(layer: nn.Module, activation: nn.Module, x: Float[Tensor, "*rows a"]) -> Float[Tensor, "*rows b"]:
+    """A layer's output, activated; in one pass where that is GELU and no gradient is wanted."""
+    fused = type(layer) is nn.Linear and type(activation) is nn.GELU and activation.approximate == "none"
+    if fused and onednn_serves(x, layer.weight) and not (torch.is_grad_enabled() and x.requires_grad):
+        return onednn_linear(x, layer.weight, layer.bias, gelu=True)
+    return activation(apply(layer, x))
+
+
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is the better choice, and nobody takes a graph (which should hold standard operators)."""
     return not weight.requires_grad and not torch.compiler.is_compiling() and prefers_onednn(x)

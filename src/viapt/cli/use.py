@@ -153,9 +153,10 @@ def predict(
             yield image
 
     model, options = open_model(adapter, policy, rounds, seed, weights, quantise)
-    options |= adapted(adaptive, max_disagreement)
-    if adaptive and not hasattr(model, "round_noise"):
-        raise ConfigError("--adaptive has no effect on an exported file", expected="an adapter")
+    if hasattr(model, "round_noise"):
+        options |= adapted(adaptive, max_disagreement)
+    elif adaptive or max_disagreement is not None:
+        raise ConfigError("--adaptive and --max-disagreement have no effect on an exported file", expected="an adapter")
     try:
         result = model.predict(readable(), batch_size=batch_size, **options)
     except DataError:
