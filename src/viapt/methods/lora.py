@@ -51,7 +51,8 @@ class LoRA(WithoutPrompts):
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
 
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=TARGETS[self.targets])
+        alpha: Any = self.alpha  # peft takes fractions, whatever its annotation says
+        config = LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=TARGETS[self.targets])
         self.parts = nn.ModuleDict()
         for number, block in enumerate(backbone.blocks):
             try:
@@ -71,6 +72,8 @@ class LowRank(nn.Module):
     Args:
         layer: with one adapter.
     """
+
+    layer: Any
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ class Subject:
     def model(
         self, method: type[PromptMethod] | None = None, *, backbone: Backbone | None = None
     ) -> PromptedClassifier:
-        """A new model in evaluation mode, with the same initial values each time; on a copy of the backbone, or one given."""
+        """A new model in evaluation mode, on a backbone or a copy of its own; the same initial values each time."""
         backbone = copy.deepcopy(self.backbone) if backbone is None else backbone
         options = self.options if method is None else {}
         with torch.random.fork_rng(devices=[]):
