@@ -95,9 +95,12 @@ def load(
     tensors = read_tensors(folder, config)
     frozen = restore_backbone(folder, config["backbone"], backbone, weights)
     cast(frozen, precision or config["backbone"]["precision"])
-    with FakeTensorMode():  # shapes without memory: nothing is allocated before they are known to fit the file
-        head = nn.Linear(frozen.feature_dim, len(config["classes"]))
-        expected = stored_state(restore_method(folder, frozen, config), head)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes without memory: nothing is allocated before they fit
+        head, method = nn.Linear(frozen.feature_dim, len(config["classes"])), restore_method(folder, frozen, config)
+        if method.inside:
+            with torch.device("meta"):  # which other libraries know better than fake tensors
+                method.enter(frozen.view())
+        expected = stored_state(method, head)
     tensors = check_tensors(folder, tensors, expected)
     with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
         model = PromptedClassifier(frozen, restore_method(folder, frozen, config), config["classes"])

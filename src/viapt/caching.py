@@ -70,7 +70,7 @@ class Recorder:
 
     def __init__(self, model: PromptedClassifier, workers: int, heed: Callable[[], None]) -> None:
         self.model, self.workers, self.heed = model, workers, heed
-        self.features = model.method.num_prompts == 0
+        self.features = has_features(model)
 
     def of(self, images: Tensor) -> Tensor:
         """What the cache holds of images."""
@@ -230,7 +230,13 @@ def chosen(model: PromptedClassifier, datasets: list[LabelledImages], where: str
     if where == "auto":
         safe = all(getattr(dataset, "augmented", None) is False for dataset in datasets)
         small = needed(model, (model.backbone.feature_dim,), datasets) <= MEMORY_SHARE * free_memory()
-        return "memory" if safe and small and model.method.num_prompts == 0 else None
+        return "memory" if safe and small and has_features(model) else None
+    if model.method.same_for_ever == "nothing":
+        raise ConfigError(
+            f"cache = {where!r} with the method {model.method.name}, which learns how images are embedded",
+            expected="no cache",
+            remedy="cache=None (--cache none)",
+        )
     for dataset in datasets:
         if getattr(dataset, "augmented", hasattr(dataset, "set_epoch")):
             raise ConfigError(
@@ -254,7 +260,12 @@ def needed(model: PromptedClassifier, shape: tuple[int, ...], datasets: list[Lab
 
 def item_dtype(model: PromptedClassifier) -> torch.dtype:
     """Features are kept as the head takes them, tokens in the precision of the backbone."""
-    return model.backbone.dtype if model.method.num_prompts else model.head.weight.dtype
+    return model.head.weight.dtype if has_features(model) else model.backbone.dtype
+
+
+def has_features(model: PromptedClassifier) -> bool:
+    """Whether an image's feature is the same whatever is learned."""
+    return model.method.same_for_ever == "features"
 
 
 def check_memory(size: int) -> None:

@@ -49,12 +49,13 @@ def create_model(
     method_class(method)  # a misspelt name is found before weights are loaded
     names = class_names(classes)
     frozen = create_backbone(backbone, weights=weights, pretrained=pretrained, image_size=image_size)
-    cast(frozen, precision)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         prompts = create_method(method, frozen.dim, frozen.depth, frozen.patch_size, **method_options)
         check_effect(prompts, method_options)
-        return PromptedClassifier(frozen, prompts, names).eval()
+        model = PromptedClassifier(frozen, prompts, names).eval()
+    cast(model.backbone, precision)  # now that a method that learns weights has copied them unrounded
+    return model
 
 
 def class_names(classes: int | Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from viapt.backbones.base import Backbone, Needed, Tokens
+from viapt.backbones.base import Backbone, Needed, Reweighted, Tokens
 from viapt.errors import ConfigError
 from viapt.methods.base import PromptMethod
 
@@ -28,7 +28,7 @@ class PromptedClassifier(nn.Module):
     in their own.
 
     Args:
-        backbone: frozen; never trained, never changed.
+        backbone: frozen; never trained, never changed. A method that works inside it does so in a view of it.
         method: what puts prompts in.
         classes: names of the classes, in the order of the logits.
 
@@ -37,9 +37,14 @@ class PromptedClassifier(nn.Module):
         round_noise: how far the rounds of the policy `multi` differ, as `viapt.calibrate_rounds` measured it.
     """
 
+    reweighted: Reweighted
+
     def __init__(self, backbone: Backbone, method: PromptMethod, classes: Sequence[str]) -> None:
         super().__init__()
-        self.backbone, self.method = backbone, method
+        self.backbone, self.method = backbone.view() if method.inside else backbone, method
+        if method.inside:
+            method.enter(self.backbone)
+            object.__setattr__(self, "reweighted", Reweighted(self.backbone))  # no part of this model's state
         self.classes = check_classes(classes)
         self.head = nn.Linear(backbone.feature_dim, len(self.classes))
         nn.init.trunc_normal_(self.head.weight, std=0.01)
@@ -75,8 +80,8 @@ class PromptedClassifier(nn.Module):
         return (loss if penalty is None else loss + penalty), logits
 
     def embed(self, images: Float[Tensor, "batch ..."]) -> Tokens:
-        """What is the same whatever is learned: the images, embedded by the backbone."""
-        return self.backbone.embed(images, self.method.num_prompts)
+        """The images, embedded by the backbone: for most methods the same whatever is learned."""
+        return self.at(-1, "embed", images, self.method.num_prompts)
 
     def classify(
         self, tokens: Tokens, noise: Float[Tensor, "rows lambda_ dim"] | None
@@ -101,7 +106,14 @@ class PromptedClassifier(nn.Module):
             needed = "pooled" if layer == last else "all" if method.carries else "image"
             x, left = self.advance(layer, x, to_precision(prompts, x.dtype), tokens.context, needed)
             prompts = left if method.carries else prompts
-        return self.to_own_precision(self.backbone.pool(x))
+        return self.to_own_precision(self.at(self.backbone.depth, "pool", x))
+
+    def at(self, stage: int, verb: str, *arguments: Any) -> Any:
+        """What the backbone does in a stage, with the weights that the method puts there in place of its own."""
+        weights = self.method.weights(stage)
+        if not weights:
+            return getattr(self.backbone, verb)(*arguments)
+        return self.reweighted.do(weights, verb, *arguments)
 
     def advance(
         self,
@@ -114,17 +126,9 @@ class PromptedClassifier(nn.Module):
         """One frozen block, its activations stored or recomputed."""
         if self.checkpointing and torch.is_grad_enabled():
             # Blocks draw no random numbers: prompts are sampled outside them.
-            return checkpoint(
-                self.backbone.advance,
-                layer,
-                x,
-                prompts,
-                context,
-                needed,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-        return self.backbone.advance(layer, x, prompts, context, needed)
+            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+            return checkpoint(self.at, layer, "advance", layer, x, prompts, context, needed, **options)
+        return self.at(layer, "advance", layer, x, prompts, context, needed)
 
     def to_own_precision(self, tokens: Tensor) -> Tensor:
         """Backbone tokens in the precision of prompts and head."""

@@ -36,13 +36,16 @@ def quantise(model: PromptedClassifier) -> PromptedClassifier:
     adapter belongs to the weights that its fingerprint names; it is loaded with these, and then quantised.
 
     Raises:
-        ConfigError: it is quantised already, or its backbone has no linear layers.
+        ConfigError: it is quantised already, or its backbone has no linear layers that stay as they are.
     """
     if is_quantised(model):
         raise ConfigError("The model is quantised already", expected="one in floating point")
-    layers = [module for module in model.backbone.modules() if is_worthwhile(module)]
+    learned = model.method.replaced()
+    modules = model.backbone.named_modules()
+    layers = [layer for name, layer in modules if is_worthwhile(layer) and f"{name}.weight" not in learned]
     if not layers:
-        raise ConfigError(f"The backbone {type(model.backbone).__name__} has no linear layers", expected="some")
+        found = f"The backbone {type(model.backbone).__name__} has no linear layers"
+        raise ConfigError(f"{found} that {model.method.name} leaves as they are", expected="some")
     # Where deepcopy would copy one of these layers, it finds the quantised one.
     memo: dict[int, Any] = {id(layer): QuantisedLinear(layer) for layer in layers}
     return copy.deepcopy(model, memo).eval().requires_grad_(False)

@@ -134,8 +134,10 @@ def run(
             seed=settings.seed,
             **settings.options,
         )
-        if checkpointing and model.method.num_prompts == 0:
-            raise ConfigError(f"checkpointing has no effect on {settings.method}", expected="a method with prompts")
+        if checkpointing and model.method.same_for_ever == "features":
+            raise ConfigError(
+                f"checkpointing has no effect on {settings.method}", expected="a method that learns more than the head"
+            )
     device = describe_device(default_device())
     if console is not None:
         console.print(f"backbone in {precision}; {device}", markup=False, highlight=False, soft_wrap=True)

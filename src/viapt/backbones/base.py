@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -162,6 +164,31 @@ class Backbone(nn.Module, ABC):
     def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:
         """Prefix and patch tokens (no prompts) that left the last block, to the feature that the head classifies."""
 
+    def view(self) -> Backbone:
+        """The same backbone again, for one model to put modules into: modules of its own, the very same tensors."""
+        return copy.deepcopy(self, {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())})
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer's blocks, for methods that put modules into them.
+
+        Raises:
+            BackboneError: this backbone does not show them.
+        """
+        raise BackboneError(
+            f"{type(self).__name__} does not show its blocks", expected="a method that gives tokens alone"
+        )
+
+    def stage_of(self, name: str) -> int:
+        """Where the parameter of this name is used: -1 for `embed`, the number of a block, or `depth` for `pool`.
+
+        Raises:
+            BackboneError: this backbone does not say.
+        """
+        raise BackboneError(
+            f"{type(self).__name__} does not say where it uses {name}", expected="a method that learns no weights"
+        )
+
     def compile_blocks(self, wanted: bool = True) -> None:
         """From now on, run each block as a kernel that `torch.compile` makes when it is first needed (or no longer).
 
@@ -204,3 +231,24 @@ class Backbone(nn.Module, ABC):
     def train(self, mode: bool = True) -> Backbone:
         """Stay in evaluation mode: frozen means frozen."""
         return super().train(False)
+
+
+class Reweighted(nn.Module):
+    """A backbone whose verbs can be called with other weights in place of its own, as often as somebody likes.
+
+    `torch.func.functional_call` calls `forward` alone: so all verbs are behind that.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, verb: str, *arguments: Any) -> Any:
+        """What the verb gives."""
+        return getattr(self.backbone, verb)(*arguments)
+
+    def do(self, weights: Mapping[str, Tensor], verb: str, *arguments: Any) -> Any:
+        """The same with some weights, by their names in the backbone, in the precision of the backbone."""
+        dtype = self.backbone.dtype
+        given = {f"backbone.{name}": tensor.to(dtype) for name, tensor in weights.items()}
+        return torch.func.functional_call(self, given, (verb, *arguments))

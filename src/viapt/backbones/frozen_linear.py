@@ -20,7 +20,7 @@ def linear(
     x: Float[Tensor, "*rows a"], weight: Float[Tensor, "b a"], bias: Float[Tensor, " b"] | None = None
 ) -> Float[Tensor, "*rows b"]:
     """x W^T + b for weights that want no gradient; what `F.linear` gives, to rounding."""
-    if not onednn_serves(x, weight):
+    if not onednn_serves(x, weight) or (bias is not None and bias.requires_grad):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and x.requires_grad:
         return FrozenLinear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]

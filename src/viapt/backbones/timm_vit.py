@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from viapt.backbones.base import Backbone, Needed, Preprocessing, Tokens
 from viapt.errors import BackboneError
 
 Resampler = Callable[[Tensor, tuple[int, int]], Tensor]
+POOLING = ("norm", "fc_norm", "attn_pool")  # parts behind the blocks
 CLASSIFIER = ("head.", "head_dist.")  # what the names of a classifier's weights begin with
 SUPPORTED = "a timm.models.vision_transformer.VisionTransformer (ViT, DeiT, DeiT-3, DINOv2, CLIP, SigLIP, FlexiViT ...)"
 ADAPTER = "choose one of viapt.list_backbones(), or write an adapter: a subclass of viapt.backbones.base.Backbone"
@@ -65,6 +66,14 @@ class TimmViT(Backbone):
     @property
     def feature_dim(self) -> int:
         return self.vit.num_features
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.vit.blocks)
+
+    def stage_of(self, name: str) -> int:
+        part, *rest = name.removeprefix("vit.").split(".")
+        return int(rest[0]) if part == "blocks" else self.depth if part in POOLING else -1
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         return self.vit.forward_head(self.vit.forward_features(images.to(self.dtype)), pre_logits=True)

@@ -100,6 +100,8 @@ def slim(model: PromptedClassifier) -> PromptedClassifier:
     for name in copied.method.transient_state():
         path, _, buffer = name.rpartition(".")
         copied.method.get_submodule(path).register_buffer(buffer, torch.empty(0))
+    for name in copied.method.replaced():
+        copied.backbone.get_parameter(name).data = torch.empty(0)
     for tensor in (*copied.parameters(), *copied.buffers()):
         tensor.data = tensor.clone(memory_format=torch.contiguous_format)  # files hold whole storages
     return copied

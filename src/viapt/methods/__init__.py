@@ -16,7 +16,7 @@ from viapt.methods.base import PromptMethod, arguments
 def _discover() -> dict[str, type[PromptMethod]]:
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     classes = [value for module in modules for value in vars(module).values() if inspect.isclass(value)]
-    found = {c.name: c for c in classes if issubclass(c, PromptMethod) and not inspect.isabstract(c)}
+    found = {c.name: c for c in classes if issubclass(c, PromptMethod) and hasattr(c, "name")}
     return dict(sorted(found.items()))
 
 

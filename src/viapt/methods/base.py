@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 
 class PromptMethod(nn.Module, ABC):
-    """Prompt tokens for a frozen transformer: one file per method.
+    """What is learned for a frozen transformer: prompt tokens, mostly. One file per method.
 
     The constructor's keyword arguments are its whole configuration.
+
+    A method that does more than give tokens has `inside = True`, and then either puts modules into a view of the
+    backbone that belongs to its model alone (`enter`), or names tensors that take the place of the backbone's own
+    (`weights`). See "Methods inside the backbone" in docs/method.md.
 
     A subclass sets `name`, takes `(dim, depth, patch_size, *, ...)`, and keeps each keyword argument in an attribute of
     the same name.
@@ -28,6 +32,9 @@ class PromptMethod(nn.Module, ABC):
         batch_dependent: whether an image's answer depends on the other images of its batch.
         exact_gradient: whether the gradient is the derivative of the answer, or is stopped somewhere on purpose.
         learning_rate: of AdamW, where the user names none; chosen on validation data (docs/log.md).
+        inside: whether it works inside the backbone.
+        same_for_ever: what of an image is the same whatever is learned, so that it can be computed once: its
+            "features", its "tokens" after the embedding, or "nothing".
     """
 
     name: ClassVar[str]
@@ -37,6 +44,8 @@ class PromptMethod(nn.Module, ABC):
     carries: bool = True
     batch_dependent: bool = False
     exact_gradient: bool = True
+    inside: ClassVar[bool] = False
+    same_for_ever: ClassVar[Literal["features", "tokens", "nothing"]] = "tokens"
 
     def __init__(self, dim: int, depth: int, patch_size: tuple[int, int]) -> None:
         super().__init__()
@@ -60,6 +69,26 @@ class PromptMethod(nn.Module, ABC):
     def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
         """The prompts that enter block `layer` >= 1, given what left block `layer - 1`."""
 
+    def enter(self, backbone: Any) -> None:
+        """Work inside a backbone from now on; called once, before anything is computed, if `inside`.
+
+        Args:
+            backbone: a `viapt.backbones.base.Backbone`: a view, whose modules may be replaced (see `stand_in`), while
+                its tensors are shared and stay as they are. Everything that learns belongs to the method.
+        """
+
+    def replaced(self) -> set[str]:
+        """Names of the backbone's tensors that are never used, because `weights` has others for them."""
+        return set()
+
+    def weights(self, stage: int) -> dict[str, Tensor]:
+        """Tensors to use in place of the backbone's own: name there -> tensor.
+
+        Args:
+            stage: -1 for the embedding, the number of a block, or `depth` for what follows the blocks.
+        """
+        return {}
+
     def penalty(self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]) -> Float[Tensor, ""] | None:
         """A term that training adds to the loss, or None."""
         return None
@@ -79,6 +108,49 @@ class PromptMethod(nn.Module, ABC):
             for path, module in self.named_modules()
             for buffer in getattr(module, "transient", ())
         }
+
+
+class WithoutPrompts(PromptMethod):
+    """A method that puts no tokens in."""
+
+    carries = False
+
+    def start(
+        self,
+        patches: Float[Tensor, "batch n dim"],
+        grid: tuple[int, int],
+        noise: Float[Tensor, "rows lambda_ dim"] | None,
+    ) -> Float[Tensor, "rows p dim"]:
+        return patches.new_zeros(rows_of(patches, noise), 0, self.dim)
+
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
+        return prompts
+
+
+class StandIn(nn.Module):
+    """What stands in a backbone's view in place of one of its modules.
+
+    Args:
+        module: the backbone's own, frozen.
+        part: the method's: called with the module and its input. It is registered with the method, not here: so it is
+            learned, saved and counted with the method alone.
+    """
+
+    def __init__(self, module: nn.Module, part: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        object.__setattr__(self, "part", part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the method makes of the module."""
+        return self.part(self.module, x)
+
+
+def stand_in(network: nn.Module, path: str, part: nn.Module) -> None:
+    """Put `part` in place of the module at a dotted path."""
+    parent, _, name = path.rpartition(".")
+    place = network.get_submodule(parent)
+    setattr(place, name, StandIn(place.get_submodule(name), part))
 
 
 def arguments(method: type[PromptMethod]) -> dict[str, inspect.Parameter]:

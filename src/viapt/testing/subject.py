@@ -34,9 +34,11 @@ class Subject:
         self.method = method_class(method) if isinstance(method, str) else method
         self.backbone, self.options = backbone, options
 
-    def model(self, method: type[PromptMethod] | None = None) -> PromptedClassifier:
-        """A new model in evaluation mode, with the same initial values each time."""
-        backbone = copy.deepcopy(self.backbone)
+    def model(
+        self, method: type[PromptMethod] | None = None, *, backbone: Backbone | None = None
+    ) -> PromptedClassifier:
+        """A new model in evaluation mode, on a backbone or a copy of its own; the same initial values each time."""
+        backbone = copy.deepcopy(self.backbone) if backbone is None else backbone
         options = self.options if method is None else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

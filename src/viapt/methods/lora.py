@@ -1,0 +1,87 @@
+"""LoRA: low-rank changes of frozen matrices (Hu et al., ICLR 2022, arXiv 2106.09685), computed by peft."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from viapt.errors import BackboneError, ConfigError
+from viapt.methods.base import StandIn, WithoutPrompts
+
+TARGETS = {"qkv": ["qkv"], "attention": ["qkv", "proj"], "all": ["qkv", "proj", "fc1", "fc2"]}
+
+
+class LoRA(WithoutPrompts):
+    """In every block, beside a frozen matrix W_0, a product of two thin ones learns (eq. 3):
+
+        h = W_0 x + (alpha / r) B A x
+
+    A starts as peft has it (Kaiming uniform), B at 0. There is no dropout.
+
+    Args:
+        rank: r >= 1. Learnable for each matrix of shape (b, a): r * (a + b).
+        alpha: a finite number above 0.
+        targets: which matrices of a block: "qkv", "attention" (and the projection behind it) or "all" (and the MLP's).
+    """
+
+    name = "lora"
+    learning_rate = 1e-3  # not yet chosen on validation data
+    inside = True
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        patch_size: tuple[int, int],
+        *,
+        rank: int = 4,
+        alpha: float = 8.0,
+        targets: Literal["qkv", "attention", "all"] = "qkv",
+    ) -> None:
+        super().__init__(dim, depth, patch_size)
+        self.rank, self.alpha, self.targets = rank, alpha, targets
+        if rank < 1 or not 0 < alpha < float("inf"):
+            raise ConfigError(f"rank = {rank}, alpha = {alpha} is not possible", expected="rank >= 1, alpha > 0")
+        if find_spec("peft") is None:
+            raise ConfigError("The method lora needs peft", remedy="pip install 'viapt[lora]'")
+
+    def enter(self, backbone: Any) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+
+        alpha: Any = self.alpha  # peft takes fractions, whatever its annotation says
+        config = LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=TARGETS[self.targets])
+        self.parts = nn.ModuleDict()
+        for number, block in enumerate(backbone.blocks):
+            try:
+                inject_adapter_in_model(config, block)
+            except ValueError as error:
+                kind = type(block).__name__
+                raise BackboneError(f"peft finds no {self.targets} in a block of the kind {kind} ({error})") from error
+            for path, layer in [found for found in block.named_modules() if isinstance(found[1], LoraLayer)]:
+                part = LowRank(layer)
+                block.set_submodule(path, StandIn(layer.get_base_layer(), part))
+                self.parts[f"{number}/{path.replace('.', '/')}"] = part
+
+
+class LowRank(nn.Module):
+    """A layer of peft, of which A and B alone are registered here: its matrix W_0 is the backbone's.
+
+    Args:
+        layer: with one adapter.
+    """
+
+    layer: Any
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.a, self.b = layer.lora_A, layer.lora_B
+        for parameter in self.parameters():  # peft takes the precision of W_0
+            parameter.data = parameter.data.float()
+        object.__setattr__(self, "layer", layer)
+
+    def forward(self, matrix: nn.Module, x: Tensor) -> Tensor:
+        """`matrix` is the layer's own W_0."""
+        return self.layer(x)
