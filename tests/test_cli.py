@@ -71,7 +71,11 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "fit", "evaluate", "predict", "inspect", "data", "data list", "data fetch"]
+    "command",
+    [
+        *("demo", "fit", "evaluate", "predict", "inspect", "data", "data list", "data fetch"),
+        *("bench", "bench run", "bench show", "bench export"),
+    ],
 )
 def test_every_command_has_help(command, run):
     code, out, _ = run(*command.split(), "--help")
@@ -255,7 +259,7 @@ def test_inspect(fitted, photos, run):
         ),
         ("fit {photos} --backbone {backbone} --out {new} --set num_prompts=five", ["num_prompts=five", "whole number"]),
         ("fit {photos} --backbone {backbone} --out {new} --method vpt-dep", ["did you mean 'vpt-deep'?"]),
-        ("fit {photos} --backbone {backbone} --out {new} --method linear --set num_prompts=5", ["no --set at all"]),
+        ("fit {photos} --backbone {backbone} --out {new} --method linear --set num_prompts=5", ["no settings at all"]),
         (
             "fit {photos} --backbone {backbone} --out {new} --method linear --checkpointing",
             ["checkpointing has no effect"],

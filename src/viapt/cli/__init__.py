@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from viapt.cli import data, use
+from viapt.cli import bench, data, use
 from viapt.cli.demo import demo
 from viapt.cli.export import export
 from viapt.cli.fit import fit
@@ -20,7 +20,7 @@ from viapt.errors import ViaptError
 from viapt.tables import say
 
 USER_ERROR, BUG, INTERRUPTED = 2, 70, 130
-RESUMED = ("fit", "demo")
+RESUMED = ("fit", "demo", "bench")
 
 
 class Commands(TyperGroup):
@@ -57,6 +57,7 @@ app.command()(use.predict)
 app.command()(use.inspect)
 app.command()(export)
 app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

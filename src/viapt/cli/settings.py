@@ -12,12 +12,13 @@ from viapt.methods import arguments, method_class
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def parse_settings(settings: Iterable[str], method: str) -> dict[str, Any]:
+def parse_settings(settings: Iterable[str], method: str, option: str = "--set") -> dict[str, Any]:
     """`["num_prompts=5", "reduction=random"]` to keyword arguments of a method.
 
     Args:
         settings: each "key=value"; tuples are written with commas, None as "none".
         method: its name.
+        option: what messages say that the settings were given to.
 
     Raises:
         ConfigError: no such method or argument (the closest is named), a value that does not fit, a key given twice.
@@ -28,19 +29,19 @@ def parse_settings(settings: Iterable[str], method: str) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise ConfigError(f"--set {setting}", expected="key=value, for instance num_prompts=5")
+            raise ConfigError(f"{option} {setting}", expected="key=value, for instance num_prompts=5")
         if key not in known:
             raise ConfigError(
-                f"--set {setting}: {method} has no argument {key!r}",
-                expected=f"one of {', '.join(known)}" if known else "no --set at all",
+                f"{option} {setting}: {method} has no argument {key!r}",
+                expected=f"one of {', '.join(known)}" if known else "no settings at all",
                 remedy=did_you_mean(key, known),
             )
         if key in values:
-            raise ConfigError(f"--set {key} is given twice", expected="each key once")
+            raise ConfigError(f"{option} {key} is given twice", expected="each key once")
         try:
             values[key] = convert(text, hints[key])
         except ValueError:
-            raise ConfigError(f"--set {setting}", expected=f"for {key}, {describe(hints[key])}") from None
+            raise ConfigError(f"{option} {setting}", expected=f"for {key}, {describe(hints[key])}") from None
     return values
 
 

@@ -1,0 +1,63 @@
+"""Who takes part in a comparison: a method with settings of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from viapt.backbones.base import Backbone
+from viapt.bench.protocol import TRAINING, Protocol
+from viapt.errors import ConfigError
+from viapt.methods import check_effect, create_method, method_class
+from viapt.methods.base import arguments
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A method, keyword arguments of its constructor, and settings of its training (`TRAINING`)."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What tables call it: the method, and the settings that were given and are not its defaults."""
+        defaults = {name: parameter.default for name, parameter in arguments(method_class(self.method)).items()}
+        given = {key: value for key, value in self.options.items() if value != defaults.get(key)} | self.training
+        shown = ", ".join(f"{key}={value}" for key, value in given.items())
+        return f"{self.method}({shown})" if shown else self.method
+
+    def at(self, point: Mapping[str, Any]) -> Entrant:
+        """The same with the settings of a point of a search space."""
+        options = {key: value for key, value in point.items() if key not in TRAINING}
+        training = {key: value for key, value in point.items() if key in TRAINING}
+        return Entrant(self.method, self.options | options, self.training | training)
+
+    def configuration(self, backbone: Backbone) -> dict[str, Any]:
+        """All keyword arguments of the method on a backbone, defaults included.
+
+        Raises:
+            ConfigError: they are impossible (m > d, lambda > p ...), or without effect.
+        """
+        method = create_method(self.method, backbone.dim, backbone.depth, backbone.patch_size, **self.options)
+        check_effect(method, self.options)
+        return method.config()
+
+    def training_under(self, protocol: Protocol) -> dict[str, Any]:
+        """The settings of its training under a protocol.
+
+        Raises:
+            ConfigError: a setting that is none.
+        """
+        unknown = [name for name in self.training if name not in TRAINING]
+        if unknown:
+            raise ConfigError(f"{self.name}: no setting {unknown[0]!r}", expected=f"one of {', '.join(TRAINING)}")
+        own: dict[str, Any] = {
+            "lr": method_class(self.method).learning_rate,
+            "weight_decay": protocol.weight_decay,
+            "warmup_epochs": protocol.epochs / 10 if protocol.warmup_epochs is None else protocol.warmup_epochs,
+            "clip": protocol.clip,
+        }
+        return own | self.training

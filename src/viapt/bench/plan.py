@@ -1,0 +1,273 @@
+"""From what was asked for to jobs; all that is impossible is found before the first of them starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from viapt.backbones import create_backbone
+from viapt.backbones.base import Backbone
+from viapt.bench.entrants import Entrant
+from viapt.bench.jobs import Job, hash_of, parts_of
+from viapt.bench.protocol import Protocol
+from viapt.bench.provenance import CODE, versions
+from viapt.bench.search import corners, space_of
+from viapt.data.packaged import PackagedTask, list_tasks, load_task
+from viapt.device import default_device
+from viapt.errors import ConfigError, DataError, FetchError, ViaptError, did_you_mean
+from viapt.precision import choose_precision
+from viapt.recipe import Recipe
+
+
+class Problems:
+    """Everything that is wrong, collected to be said at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @contextmanager
+    def collected(self, where: str = "") -> Iterator[None]:
+        """Inside, an error of the user's is noted instead of raised."""
+        try:
+            yield
+        except ViaptError as error:
+            text = f"{where}: {error}" if where else str(error)
+            if text not in self.found:
+                self.found.append(text)
+
+    def refuse(self) -> None:
+        """Say them all.
+
+        Raises:
+            ConfigError: there are some.
+        """
+        if len(self.found) == 1:
+            raise ConfigError(self.found[0])
+        if self.found:
+            listed = " ".join(f"({number}) {text}" for number, text in enumerate(self.found, start=1))
+            raise ConfigError(f"{len(self.found)} problems, and nothing was started: {listed}")
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a plan keeps of a task, its pictures left behind."""
+
+    name: str
+    data_hash: str
+    split_hash: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, checked.
+
+    Attributes:
+        protocol: with its precision decided.
+        unavailable: tasks that cannot be had here, and why.
+    """
+
+    protocol: Protocol
+    entrants: list[Entrant]
+    tasks: list[TaskFacts]
+    seeds: list[int]
+    unavailable: dict[str, str]
+    backbone: Backbone
+    device: str
+
+    def job(self, entrant: Entrant, task: TaskFacts, seed: int, *, read_test: bool) -> Job:
+        """The job of an entrant, at whatever point it is, on a task.
+
+        Raises:
+            ConfigError: its settings are impossible.
+        """
+        protocol = self.protocol
+        return Job(
+            method=entrant.method,
+            options=entrant.configuration(self.backbone),
+            task=task.name,
+            data_hash=task.data_hash,
+            split_hash=task.split_hash,
+            split_seed=protocol.split_seed,
+            images={"train": protocol.train, "val": protocol.val, "test": protocol.test},
+            backbone=protocol.backbone,
+            weights=protocol.weights,
+            fingerprint=self.backbone.fingerprint,
+            image_size=protocol.image_size_of(task.name),
+            precision=protocol.precision,
+            device=self.device,
+            augmentation=protocol.augmentation,
+            training=training(entrant, protocol),
+            read_test=read_test,
+            seed=seed,
+            code=CODE[entrant.method],
+            versions=versions(),
+        )
+
+
+def training(entrant: Entrant, protocol: Protocol) -> dict[str, Any]:
+    """The arguments of `fit`.
+
+    Raises:
+        ConfigError: one is out of range.
+    """
+    values = entrant.training_under(protocol)
+    values |= {"epochs": protocol.epochs, "batch_size": protocol.batch_size, "selection": protocol.selection}
+    Recipe(**values, accumulate=1, optimizer="adamw", seed=0)
+    return values
+
+
+def make_plan(
+    protocol: Protocol,
+    entrants: Sequence[Entrant],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    problems: Problems | None = None,
+) -> Plan:
+    """Check everything, and load what has to be known: the backbone and the tasks.
+
+    Args:
+        tasks: of the packaged suite.
+        problems: found before, to be said together with what is found here.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    problems = problems or Problems()
+    for what, names in (
+        ("method", [entrant.name for entrant in entrants]),
+        ("task", list(tasks)),
+        ("seed", list(map(str, seeds))),
+    ):
+        check_list(what, names, problems)
+    for seed in seeds:
+        with problems.collected():
+            if seed < 0:
+                raise ConfigError(f"The seed {seed}", expected="0 or more")
+    for name in protocol.image_sizes:
+        with problems.collected("image size"):
+            check_task(name)
+    backbone = the_backbone(protocol, tasks, problems)
+    check_entrants(entrants, protocol, backbone, problems)
+    facts, unavailable = look_at(tasks, protocol, problems)
+    problems.refuse()
+    assert backbone is not None
+    if not facts:
+        raise DataError(f"None of the tasks can be had here: {'; '.join(unavailable.values())}")
+    decided = replace(protocol, precision=choose_precision(protocol.precision).name)
+    return Plan(decided, list(entrants), facts, list(seeds), unavailable, backbone, default_device().type)
+
+
+def check_list(what: str, names: list[str], problems: Problems) -> None:
+    """Note that nothing, or something twice, was named."""
+    with problems.collected():
+        if not names and not problems.found:
+            raise ConfigError(f"No {what}s", expected=f"at least one {what}")
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    for name in twice:
+        with problems.collected():
+            raise ConfigError(f"The {what} {name} is given twice", expected="each once")
+
+
+def the_backbone(protocol: Protocol, tasks: Sequence[str], problems: Problems) -> Backbone | None:
+    """The backbone, in each size that is asked for; None, and a problem noted, if there is none."""
+    backbone = None
+    sizes = {protocol.image_size_of(task) for task in tasks if task in list_tasks()} or {protocol.image_size}
+    for size in sorted(sizes):
+        with problems.collected():
+            backbone = create_backbone(protocol.backbone, weights=protocol.weights, image_size=size)
+    with problems.collected():
+        choose_precision(protocol.precision)
+    return backbone
+
+
+def check_entrants(
+    entrants: Sequence[Entrant], protocol: Protocol, backbone: Backbone | None, problems: Problems
+) -> None:
+    """Note impossible settings, those at the corners of the search space included."""
+    unused = set(protocol.space)
+    for entrant in entrants:
+        space = space_of(entrant, protocol)
+        unused -= {name for name in protocol.space if name.rpartition(".")[2] in space}
+        with problems.collected(f"{entrant.name}: the search space"):
+            if protocol.trials and not space:
+                raise ConfigError("Nothing to search")
+            overlap = [name for name in space if name in entrant.options | entrant.training]
+            if overlap:
+                raise ConfigError(f"{overlap[0]} is both given and searched", expected="one of the two")
+        for point in corners(space):
+            at = entrant.at(point)
+            with problems.collected(at.name):
+                training(at, protocol)
+            if backbone is not None:
+                with problems.collected(at.name):
+                    at.configuration(backbone)
+    for name in sorted(unused):
+        with problems.collected("the search space"):
+            raise ConfigError(f"No method has {name!r}", remedy="leave it out")
+
+
+def look_at(tasks: Sequence[str], protocol: Protocol, problems: Problems) -> tuple[list[TaskFacts], dict[str, str]]:
+    """The tasks that are there; those that are not, and why. What is wrong with one is noted."""
+    facts, unavailable = [], {}
+    for name in tasks:
+        with problems.collected():
+            check_task(name)
+            try:
+                task = load_task(name)
+            except (FetchError, DataError, OSError) as error:
+                unavailable[name] = f"{name}: {error}"
+                continue
+            facts.append(facts_of(task, protocol))
+    return facts, unavailable
+
+
+def check_task(name: str) -> None:
+    """Refuse a task that nobody knows.
+
+    Raises:
+        ConfigError: with the closest name.
+    """
+    known = list_tasks()
+    if name not in known:
+        raise ConfigError(
+            f"There is no task {name!r}", expected=f"one of {', '.join(known)}", remedy=did_you_mean(name, known)
+        )
+
+
+def facts_of(task: PackagedTask, protocol: Protocol) -> TaskFacts:
+    """What a job says of a task under a protocol.
+
+    Raises:
+        ConfigError: one class, or a split without images of some class.
+    """
+    if len(task.classes) < 2:
+        raise ConfigError(f"The task {task.name!r} has the single class {task.classes[0]!r}", expected="two or more")
+    images = {"train": protocol.train, "val": protocol.val, "test": protocol.test}
+    indices = parts_of(task, images, protocol.split_seed)
+    read = ["train", "val", "test"] if protocol.read_test else ["train", "val"]
+    for part in read:
+        check_part(task, part, indices[part])
+    return TaskFacts(task.name, task.content_hash, hash_of(indices))
+
+
+def check_part(task: PackagedTask, part: str, indices: Int64[np.ndarray, " indices"]) -> None:
+    """Refuse a part without images of some class.
+
+    Raises:
+        ConfigError: naming some of these classes.
+    """
+    counts = np.bincount(task.labels[indices], minlength=len(task.classes))
+    empty = [name for name, count in zip(task.classes, counts, strict=True) if count == 0]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        raise ConfigError(
+            f"The {part} part of {task.name!r} ({len(indices)} images) is too small for its {len(task.classes)} "
+            f"classes: none of {', '.join(empty[:5])}{more}",
+            expected="an image of each class in each part",
+            remedy=f"more images: --{part}",
+        )

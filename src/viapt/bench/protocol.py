@@ -1,0 +1,115 @@
+"""What is the same for every method that is compared: backbone, data, budget, selection, search.
+
+A folder of results has one protocol, written down when its first run begins and stored with each number; a run with
+another one goes to another folder. Methods, tasks and seeds may be added at any time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from viapt.data.transforms import list_augmentations
+from viapt.errors import ConfigError
+
+Metric = Literal["accuracy", "mean_per_class_accuracy"]
+
+TRAINING: dict[str, Any] = {"lr": float, "weight_decay": float, "warmup_epochs": float, "clip": float | None}
+"""The settings of `fit` that a method or a point of a search space may have for itself, and their types."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The conditions of a comparison.
+
+    Attributes:
+        backbone, weights: see `create_backbone`.
+        image_size: side in pixels, for every task that `image_sizes` does not name.
+        image_sizes: side in pixels, by task.
+        precision: of the frozen backbone: "auto", "float32" or "bfloat16"; "auto" is decided once for a folder.
+        train, val, test: images of each part, at most.
+        split_seed: of the split; seeds of runs do not change it.
+        epochs, batch_size: of every training, those of a search included.
+        weight_decay, warmup_epochs, clip: see `fit`; a method may have its own.
+        selection: "last" or "best-val".
+        augmentation: see `train_transform`.
+        metric: what is searched for and compared: "accuracy" or "mean_per_class_accuracy".
+        read_test: read the test split, once for each method, task and seed; otherwise it is not read.
+        trials: points that are tried for each method and task, on validation images; 0: the settings as they are.
+        space: what is searched: see `viapt.bench.search`.
+        search_seed: of the search and of its trainings.
+
+    Raises:
+        ConfigError: naming every value that is out of range.
+    """
+
+    backbone: str = "packaged:vits14"
+    weights: str | None = None
+    image_size: int = 98
+    image_sizes: dict[str, int] = field(default_factory=dict)
+    precision: str = "auto"
+    train: int = 800
+    val: int = 200
+    test: int = 2000
+    split_seed: int = 0
+    epochs: int = 10
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    warmup_epochs: float | None = None
+    clip: float | None = None
+    selection: str = "last"
+    augmentation: str = "none"
+    metric: str = "accuracy"
+    read_test: bool = False
+    trials: int = 0
+    space: dict[str, Any] = field(default_factory=dict)
+    search_seed: int = 0
+
+    def __post_init__(self) -> None:
+        metrics = get_args(Metric)
+        rules = {
+            "train": (self.train >= 1, "at least 1"),
+            "val": (self.val >= 1, "at least 1"),
+            "test": (self.test >= 0, "0 or more"),
+            "split_seed": (self.split_seed >= 0, "0 or more"),
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "augmentation": (self.augmentation in list_augmentations(), f"one of {', '.join(list_augmentations())}"),
+            "metric": (self.metric in metrics, f"one of {', '.join(metrics)}"),
+            "read_test": (not self.read_test or self.test >= 1, "test images, if they are to be read"),
+            "trials": (self.trials >= 0, "0 or more"),
+            "space": (not self.space or self.trials > 0, "trials, if there is something to search"),
+            "search_seed": (self.search_seed >= 0, "0 or more"),
+        }
+        wrong = [name for name, (holds, _) in rules.items() if not holds]
+        if wrong:
+            found = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
+            expected = "; ".join(f"{name}: {rules[name][1]}" for name in wrong)
+            raise ConfigError(f"Not possible: {found}", expected=expected)
+
+    @property
+    def part(self) -> str:
+        """Which part the comparison is about: "test" if it is read, else "val"."""
+        return "test" if self.read_test else "val"
+
+    def image_size_of(self, task: str) -> int:
+        """Side in pixels of a task's images."""
+        return self.image_sizes.get(task, self.image_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
+        """Inverse of `to_dict`; a setting that is younger than the record has its default."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Where two JSON objects differ, in words: "epochs 8 there, 10 here"."""
+    names = dict.fromkeys([*one, *other])
+    return [f"{n} {one.get(n)!r} there, {other.get(n)!r} here" for n in names if one.get(n) != other.get(n)]

@@ -1,0 +1,101 @@
+"""Which code made a number: a hash of what decides it, and the versions of libraries.
+
+The hash is of the code as this process imported it, comments, docstrings and layout left out. What only shows, stores
+or serves does not count, and of the methods only the one in question with those that it imports: so a new
+method, or a new table, leaves every result valid.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from viapt.methods import METHODS
+
+PACKAGE = Path(__file__).resolve().parents[1]
+LIBRARIES = "torch", "torchvision", "timm", "numpy", "pillow"
+# They show, store or serve what was computed, or only say what is wrong.
+IDLE = {
+    "cli",
+    "report",
+    "export",
+    "serve",
+    "demo",
+    "runtimes",
+    "exported",
+    "testing",
+    "inspection",
+    "comparison",
+    "runs",
+}
+IDLE |= {
+    "artifact",
+    "adapter_files",
+    "model_card",
+    "tables",
+    "progress",
+    "history",
+    "errors",
+    "interruption",
+    "__main__",
+}
+DECIDING_IN_BENCH = {"jobs.py"}
+
+
+def code_of(path: Path) -> str:
+    """A file's code without comments, docstrings and layout."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def counts(path: Path) -> bool:
+    """Whether a file of the package decides results of every method."""
+    parts = path.relative_to(PACKAGE).parts
+    room = parts[0].removesuffix(".py")
+    if room == "bench":
+        return parts[-1] in DECIDING_IN_BENCH
+    if room == "methods":
+        return parts[-1] in ("__init__.py", "base.py")
+    return room not in IDLE
+
+
+def own_files(method: str) -> list[Path]:
+    """The file of a method, and those of the methods that it imports."""
+    found: list[Path] = []
+    open_ = [Path(str(sys.modules[METHODS[method].__module__].__file__))]
+    while open_:
+        path = open_.pop()
+        if path in found:
+            continue
+        found.append(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.module if isinstance(node, ast.ImportFrom) else None
+            if name and name.startswith("viapt.methods.") and not name.endswith(".base"):
+                open_.append(PACKAGE / "methods" / f"{name.removeprefix('viapt.methods.')}.py")
+    return sorted(found)
+
+
+def digest(paths: list[Path]) -> str:
+    """Sixteen hex digits of names and code."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(f"{path.name}\0{code_of(path)}\0".encode())
+    return total.hexdigest()[:16]
+
+
+SHARED = digest([path for path in sorted(PACKAGE.rglob("*.py")) if counts(path)])
+CODE = {name: f"{SHARED}-{digest(own_files(name))}" for name in METHODS}
+"""By method. Made when this module is imported, with all others: a file that changes later is not what runs."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python's libraries that compute."""
+    return {name: version(name) for name in LIBRARIES} | {"python": ".".join(map(str, sys.version_info[:2]))}

@@ -1,0 +1,251 @@
+"""From a plan to results: what is done is skipped, what fails is noted, what is left is given to an engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from viapt.bench.engines import Engine
+from viapt.bench.entrants import Entrant
+from viapt.bench.jobs import Job, Outcome
+from viapt.bench.plan import Plan, TaskFacts
+from viapt.bench.protocol import Protocol
+from viapt.bench.search import Point, search, space_of
+from viapt.bench.store import FILE, Cell, Store
+from viapt.errors import ConfigError, DataError
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job and its place in the table; without a job, why there is none."""
+
+    cell: Cell
+    job: Job | None
+    cause: str = ""
+
+
+Steps = Generator[list[Step], list[Outcome], None]
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        wanted: jobs of this run, those of searches included.
+        skipped: of these, done before.
+        done, failed: of these, now.
+        causes: why, by place; what was refused because the test split had been read is among them.
+    """
+
+    wanted: int
+    skipped: int = 0
+    done: int = 0
+    failed: int = 0
+    causes: dict[Cell, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def open(self) -> int:
+        """Jobs that nothing has become of yet."""
+        return self.wanted - self.skipped - self.done - self.failed
+
+
+Observer = Callable[[Progress, Cell | None, Outcome | None], None]
+
+
+def run(plan: Plan, folder: Path, engine: Engine, observe: Observer = lambda *_: None) -> Progress:
+    """Do all jobs of a plan that are not done; one runner at a time in a folder.
+
+    Args:
+        folder: of the store, which is made if need be.
+        engine: not yet entered.
+        observe: called at the start, and whenever something became of a job.
+
+    Raises:
+        ConfigError: another runner is there, or the folder has another protocol.
+        ArtifactError: the store cannot be used.
+        KeyboardInterrupt: after Ctrl-C; what is done is stored.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0), Store(folder, create=True) as store:
+            store.adopt(plan.protocol)
+            with engine:
+                return Run(plan, store, engine, observe).finish()
+    except Timeout:
+        raise ConfigError(
+            f"Another process runs jobs in {folder}", remedy="wait for it, or choose another folder"
+        ) from None
+
+
+def continued(protocol: Protocol, folder: Path) -> Protocol:
+    """The same, with the precision that a folder decided on where "auto" is asked for.
+
+    A machine that now seems faster or slower changes no table.
+
+    Raises:
+        ArtifactError: the folder's store cannot be used.
+    """
+    if protocol.precision != "auto" or not (folder / FILE).exists():
+        return protocol
+    with Store(folder, create=True) as store:
+        before = store.protocol()
+    return protocol if before is None else replace(protocol, precision=before.precision)
+
+
+class Run:
+    """A plan on its way: one sequence of steps for each method and task, all side by side."""
+
+    def __init__(self, plan: Plan, store: Store, engine: Engine, observe: Observer) -> None:
+        self.plan, self.store, self.engine, self.observe = plan, store, engine, observe
+        pairs = [(entrant, task) for task in plan.tasks for entrant in plan.entrants]
+        self.lanes = [Lane(steps(plan, entrant, task)) for entrant, task in pairs]
+        self.store.expect({cell: None for entrant, task in pairs for cell in cells(plan, entrant, task)})
+        self.progress = Progress(wanted=len(pairs) * (plan.protocol.trials + len(plan.seeds)))
+        self.waiting: dict[Future[dict[str, Any]], list[tuple[Lane, Step]]] = {}
+        self.asked: dict[str, Future[dict[str, Any]]] = {}
+
+    def finish(self) -> Progress:
+        """Go on until nothing is left."""
+        self.observe(self.progress, None, None)
+        for lane in self.lanes:
+            self.go_on(lane)
+        while self.waiting:
+            for future in wait(self.waiting, return_when=FIRST_COMPLETED).done:
+                self.take(future)
+        return self.progress
+
+    def go_on(self, lane: Lane) -> None:
+        """Begin the next steps of a lane, until it has to wait."""
+        while lane.next():
+            for step in lane.batch:
+                self.begin(lane, step)
+            if lane.open:
+                return
+
+    def begin(self, lane: Lane, step: Step) -> None:
+        """Answer a step from the store, or give its job to the engine."""
+        job, progress = step.job, self.progress
+        if job is None:
+            self.note(lane, step, Outcome(cause=step.cause))
+            return
+        if job.read_test:
+            try:
+                self.store.open_exam(step.cell, job)
+            except DataError as error:
+                self.note(lane, step, Outcome(cause=str(error)))
+                return
+        self.store.expect({step.cell: job.key})
+        record = self.store.result(job.key)
+        if record is not None:
+            progress.skipped += 1
+            lane.answer(step, Outcome(record=record))
+            self.observe(progress, None, None)
+            return
+        if job.key not in self.asked:
+            self.asked[job.key] = self.engine.submit(job)
+        self.waiting.setdefault(self.asked[job.key], []).append((lane, step))
+
+    def take(self, future: Future[dict[str, Any]]) -> None:
+        """Store what became of a job, and go on with those who waited for it."""
+        try:
+            outcome = Outcome(**future.result())
+        except Exception as error:  # whatever an engine makes of a lost process
+            outcome = Outcome(cause=f"{type(error).__name__}: {error}")
+        waiting = self.waiting.pop(future)
+        job = waiting[0][1].job
+        assert job is not None
+        del self.asked[job.key]
+        self.store.settle(job.key, outcome)
+        for lane, step in waiting:
+            self.note(lane, step, outcome)
+        for lane, _ in waiting:
+            if not lane.open:
+                self.go_on(lane)
+
+    def note(self, lane: Lane, step: Step, outcome: Outcome) -> None:
+        """Count an outcome, and tell the lane."""
+        if outcome.record is not None:
+            self.progress.done += 1
+        else:
+            self.progress.failed += 1
+            self.progress.causes[step.cell] = outcome.cause
+        lane.answer(step, outcome)
+        self.observe(self.progress, step.cell, outcome)
+
+
+class Lane:
+    """Steps that come one batch after the other, each batch when the last is answered."""
+
+    def __init__(self, source: Steps) -> None:
+        self.source, self.batch, self.ended = source, list[Step](), False
+        self.answers: dict[Cell, Outcome] | None = None
+
+    @property
+    def open(self) -> int:
+        """Steps of the batch that are not answered."""
+        return len(self.batch) - len(self.answers or {})
+
+    def next(self) -> bool:
+        """Get the next batch; False at the end."""
+        if self.ended:
+            return False
+        try:
+            if self.answers is None:
+                self.batch = next(self.source)
+            else:
+                self.batch = self.source.send([self.answers[step.cell] for step in self.batch])
+        except StopIteration:
+            self.batch, self.ended = [], True
+        self.answers = {}
+        return not self.ended
+
+    def answer(self, step: Step, outcome: Outcome) -> None:
+        """Keep what became of a step."""
+        assert self.answers is not None
+        self.answers[step.cell] = outcome
+
+
+def cells(plan: Plan, entrant: Entrant, task: TaskFacts) -> list[Cell]:
+    """The places that a method on a task fills."""
+    trials = [Cell(entrant.name, task.name, plan.protocol.search_seed, trial) for trial in range(plan.protocol.trials)]
+    return [*trials, *(Cell(entrant.name, task.name, seed) for seed in plan.seeds)]
+
+
+def steps(plan: Plan, entrant: Entrant, task: TaskFacts) -> Steps:
+    """Search, if the protocol says so; then the chosen settings with every seed."""
+    chosen: Point | None = {}
+    if plan.protocol.trials:
+        chosen = yield from searched(plan, entrant, task)
+    final = [Cell(entrant.name, task.name, seed) for seed in plan.seeds]
+    if chosen is None:
+        yield [Step(cell, None, "No trial of the search succeeded") for cell in final]
+        return
+    at, read = entrant.at(chosen), plan.protocol.read_test
+    yield [Step(cell, plan.job(at, task, cell.seed, read_test=read)) for cell in final]
+
+
+def searched(plan: Plan, entrant: Entrant, task: TaskFacts) -> Generator[list[Step], list[Outcome], Point | None]:
+    """The best point of the search for one method and task."""
+    protocol, space = plan.protocol, space_of(entrant, plan.protocol)
+    start = entrant.training_under(protocol) | entrant.configuration(plan.backbone)
+    points = search(space, start, protocol.trials, protocol.search_seed)
+    value: float | None = None
+    for trial in range(protocol.trials + 1):
+        try:
+            point = points.send(value) if trial else next(points)
+        except StopIteration as end:
+            return end.value
+        cell = Cell(entrant.name, task.name, protocol.search_seed, trial)
+        (outcome,) = yield [Step(cell, plan.job(entrant.at(point), task, cell.seed, read_test=False))]
+        value = None if outcome.record is None else outcome.record["val"][protocol.metric]
+    raise AssertionError("a search ends after its last trial")

@@ -1,0 +1,146 @@
+"""Search with Optuna, the same number of trials for each method: on validation images, with the epochs of the protocol.
+
+A search is a function of the protocol and of the values that its trials found: it asks for one trial after the other,
+and its sampler has a seed. So it needs no memory of its own: taken up after an interruption it asks the same questions,
+and the store knows the answers. Searches of different methods and tasks run side by side.
+
+A space is a JSON object, name -> range. A name is a setting of the training (`lr`, `weight_decay`, `warmup_epochs`,
+`clip`), an argument of methods (`kept_dim`: of those that have it), or an argument of one method (`viapt.kept_dim`).
+A range is `{"low": 0.001, "high": 0.1, "log": true}` or `{"choices": [8, 16, 32]}`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from viapt.bench.entrants import Entrant
+from viapt.bench.protocol import TRAINING, Protocol
+from viapt.errors import ConfigError, did_you_mean
+from viapt.methods import list_methods, method_class
+from viapt.methods.base import arguments
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+DEFAULT_SPACE: dict[str, Any] = {
+    "lr": {"low": 5e-4, "high": 5e-2, "log": True},
+    "weight_decay": {"low": 1e-4, "high": 1e-1, "log": True},
+}
+MAX_CORNERS = 1024
+
+Space = Mapping[str, Mapping[str, Any]]
+Point = dict[str, Any]
+
+
+def space_of(entrant: Entrant, protocol: Protocol) -> dict[str, Mapping[str, Any]]:
+    """The part of the protocol's space that this method has; nothing where nothing is searched."""
+    if not protocol.trials:
+        return {}
+    known = [*TRAINING, *arguments(method_class(entrant.method))]
+    found = {}
+    for name, values in (protocol.space or DEFAULT_SPACE).items():
+        method, _, setting = name.rpartition(".")
+        if method in ("", entrant.method) and setting in known:
+            found[setting] = values
+    return found
+
+
+def check_space(space: Space) -> None:
+    """Refuse a space that is none.
+
+    Raises:
+        ConfigError: an unknown method or setting, an empty range, or one that a logarithm cannot span.
+    """
+    for name, values in space.items():
+        method, _, setting = name.rpartition(".")
+        methods = [method_class(method)] if method else [method_class(one) for one in list_methods()]
+        known = dict.fromkeys([*TRAINING, *(key for cls in methods for key in arguments(cls))])
+        if setting not in known:
+            raise ConfigError(f"Nothing to search is called {name!r}", remedy=did_you_mean(setting, known))
+        if "choices" in values:
+            good, expected = len(values["choices"]) > 1, "at least two choices"
+        else:
+            good = values["low"] < values["high"] and (not values.get("log") or values["low"] > 0)
+            expected = "LOW < HIGH, above 0 if logarithmic"
+        if not good:
+            raise ConfigError(f"The range of {name} is {dict(values)}", expected=expected)
+
+
+def corners(space: Space) -> Iterator[Point]:
+    """The points where every setting is a choice, or an end of its range; one empty point if there are none.
+
+    Raises:
+        ConfigError: there are too many to be looked at.
+    """
+    ends = {name: values.get("choices") or [values["low"], values["high"]] for name, values in space.items()}
+    if (count := len(list(itertools.islice(itertools.product(*ends.values()), MAX_CORNERS + 1)))) > MAX_CORNERS:
+        raise ConfigError(f"The search space has {count} corners or more", expected=f"at most {MAX_CORNERS}")
+    for values in itertools.product(*ends.values()):
+        yield dict(zip(ends, values, strict=True))
+
+
+def search(space: Space, start: Point, trials: int, seed: int) -> Generator[Point, float | None, Point | None]:
+    """Yields the points of the trials, is sent their values (higher is better; None: failed), returns the best point.
+
+    The first trial is at `start`, as far as it lies in the space. The best point is the first of the highest value;
+    None if all trials failed.
+
+    Args:
+        space: by setting.
+        start: the defaults.
+        trials: how many.
+        seed: of the sampler.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    distributions = {name: distribution(values) for name, values in space.items()}
+    study.enqueue_trial({name: value for name, value in start.items() if inside(value, space.get(name))})
+    tried: list[tuple[float, Point]] = []
+    for _ in range(trials):
+        trial = study.ask(distributions)
+        value = yield dict(trial.params)
+        if value is None:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(trial, value)
+            tried.append((value, dict(trial.params)))
+    return max(tried, key=lambda pair: pair[0])[1] if tried else None
+
+
+def inside(value: Any, values: Mapping[str, Any] | None) -> bool:
+    """Whether a range holds a value."""
+    if values is None:
+        return False
+    if "choices" in values:
+        return value in values["choices"]
+    return isinstance(value, int | float) and values["low"] <= value <= values["high"]
+
+
+def distribution(values: Mapping[str, Any]) -> BaseDistribution:
+    """A range as Optuna has it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if "choices" in values:
+        return CategoricalDistribution(values["choices"])
+    whole = isinstance(values["low"], int) and isinstance(values["high"], int)
+    return (IntDistribution if whole else FloatDistribution)(
+        values["low"], values["high"], log=values.get("log", False)
+    )
+
+
+def require_optuna() -> None:
+    """Say now that it is missing.
+
+    Raises:
+        ConfigError: it is.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "A search needs optuna, which is not installed", remedy="pip install 'viapt[bench]'"
+        ) from error

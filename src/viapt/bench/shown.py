@@ -1,0 +1,131 @@
+"""The state of a folder on a terminal: while it runs, and afterwards."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from viapt.bench.jobs import Outcome
+from viapt.bench.protocol import Protocol
+from viapt.bench.runner import Progress
+from viapt.bench.store import FINAL, Cell, Store
+
+
+def summary(store: Store, protocol: Protocol) -> Table:
+    """Mean ± standard deviation over seeds in per cent, by method and task, with how many seeds are there."""
+    part = protocol.part
+    final = [record for record in store.records() if record["trial"] == FINAL]
+    wanted = [*store.open_cells(), *(failure.cell for failure in store.failures())]
+    places = [(record["method"], record["task"]) for record in final] + [(cell.method, cell.task) for cell in wanted]
+    methods, tasks = (sorted({place[index] for place in places}) for index in (0, 1))
+    table = Table("method", "learnable", *tasks, "mean", box=None, pad_edge=False)
+    for method in methods:
+        mine = [record for record in final if record["method"] == method]
+        values = {task: [r[part][protocol.metric] for r in mine if r["task"] == task] for task in tasks}
+        means = [statistics.mean(found) for found in values.values() if found]
+        whole = f"{100 * statistics.mean(means):.2f}" if len(means) == len(tasks) else ""
+        learnable = sorted({f"{record['learnable_parameters']:,}" for record in mine})
+        table.add_row(method, " or ".join(learnable), *(spread(found) for found in values.values()), whole)
+    return table
+
+
+def spread(values: list[float]) -> str:
+    """ "82.31 ± 1.20 (3)", of shares, in per cent."""
+    if not values:
+        return "-"
+    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{deviation} ({len(values)})"
+
+
+def remarks(records: Iterable[dict[str, Any]]) -> list[str]:
+    """What a reader of the table has to know: numbers that were not made alike."""
+    records = list(records)
+    found = []
+    for name, what in (
+        ("code", "versions of the code"),
+        ("versions", "sets of libraries"),
+        ("device", "kinds of device"),
+    ):
+        if name == "code":  # its second half is the method's own
+            kinds = {record["job"]["code"].partition("-")[0] for record in records}
+        else:
+            kinds = {str(record["job"][name]) for record in records}
+        if len(kinds) > 1:
+            found.append(f"The numbers were made with {len(kinds)} {what}.")
+    for task in sorted({record["task"] for record in records}):
+        data = {(record["data_hash"], record["job"]["split_hash"]) for record in records if record["task"] == task}
+        if len(data) > 1:
+            found.append(f"The numbers of {task} were made on {len(data)} different data sets or splits.")
+    return found
+
+
+def heading(protocol: Protocol) -> str:
+    """What the numbers are."""
+    parts = {"test": "on the test split, read once", "val": "on validation images"}
+    searched = f", {protocol.trials} trials for each method and task" if protocol.trials else ""
+    return (
+        f"{protocol.metric.replace('_', ' ')} in %, {parts[protocol.part]}; {protocol.backbone}, "
+        f"{protocol.precision}, {protocol.train} training images, {protocol.epochs} epochs{searched}"
+    )
+
+
+class Display:
+    """A live table on a terminal; elsewhere a line for each job."""
+
+    def __init__(self, store: Store, protocol: Protocol, console: Console) -> None:
+        self.store, self.protocol, self.console = store, protocol, console
+        self.live = Live(console=console, refresh_per_second=2, get_renderable=self.render)
+        self.progress = Progress(0)
+        self.table: RenderableType = ""
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def observe(self, progress: Progress, cell: Cell | None, outcome: Outcome | None) -> None:
+        """Show how things are."""
+        self.progress = progress
+        if self.console.is_terminal:
+            self.table = summary(self.store, self.protocol)
+        elif cell is not None and outcome is not None:
+            self.console.print(
+                f"{progress.wanted - progress.open}/{progress.wanted}  {cell}: {said(outcome, self.protocol)}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+    def render(self) -> RenderableType:
+        """The table, and how far it is."""
+        now = self.progress
+        seconds = time.monotonic() - now.started
+        left = f", about {clock(seconds / now.done * now.open)} left" if now.done else ""
+        line = (
+            f"{now.done} done, {now.skipped} done before, {now.failed} failed, {now.open} open; {clock(seconds)}{left}"
+        )
+        return Group(self.table, line)
+
+
+def said(outcome: Outcome, protocol: Protocol) -> str:
+    """What became of a job, in a few words."""
+    if outcome.record is None:
+        return f"failed: {outcome.cause}"
+    part = "test" if outcome.record["test"] else "val"
+    return f"{part} {outcome.record[part][protocol.metric]:.4f}, {outcome.record['seconds']:.1f} s"
+
+
+def clock(seconds: float) -> str:
+    """ "1:02:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,266 @@
+"""The results of a folder, in one SQLite file: what was asked for, what came of it, and who read which test split.
+
+Every change is one transaction, so a process may die at any moment. Any number of processes may read and write.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from viapt.bench.jobs import Job, Outcome
+from viapt.bench.protocol import Protocol, differences
+from viapt.errors import ArtifactError, ConfigError, DataError
+
+FILE = "bench.sqlite"
+FORMAT = 1
+APPLICATION = 0x76696170  # "viap": tells our files from other programs'
+PATIENCE = 60.0  # seconds that another process may keep the file
+FINAL = -1  # in place of the number of a trial
+
+SCHEMA = """
+CREATE TABLE protocol (value TEXT NOT NULL);
+CREATE TABLE cells (
+    method TEXT NOT NULL, task TEXT NOT NULL, seed INTEGER NOT NULL, trial INTEGER NOT NULL, key TEXT,
+    PRIMARY KEY (method, task, seed, trial)
+);
+CREATE TABLE results (key TEXT PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE failures (key TEXT PRIMARY KEY, cause TEXT NOT NULL, trace TEXT NOT NULL, times INTEGER NOT NULL);
+CREATE TABLE exams (
+    method TEXT NOT NULL, task TEXT NOT NULL, seed INTEGER NOT NULL, job TEXT NOT NULL, opened TEXT NOT NULL,
+    PRIMARY KEY (method, task, seed)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the table: a method on a task with a seed, or one trial of its search; `method` is a display name."""
+
+    method: str
+    task: str
+    seed: int
+    trial: int = FINAL
+
+    @property
+    def where(self) -> tuple[str, str, int, int]:
+        """The primary key."""
+        return self.method, self.task, self.seed, self.trial
+
+    def __str__(self) -> str:
+        trial = "" if self.trial == FINAL else f", trial {self.trial + 1}"
+        return f"{self.method}, {self.task}, seed {self.seed}{trial}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed, and how often."""
+
+    cell: Cell
+    cause: str
+    trace: str
+    times: int
+
+
+class Store:
+    """The file of a folder.
+
+    Args:
+        folder: where it is, or is made.
+        create: make it if it is not there.
+
+    Raises:
+        ConfigError: there is none, or no place for one.
+        ArtifactError: it is damaged, of another program or of a newer version, or somebody keeps it.
+    """
+
+    def __init__(self, folder: Path, *, create: bool = False, patience: float = PATIENCE) -> None:
+        self.path = folder / FILE
+        if not create and not self.path.exists():
+            raise ConfigError(f"{folder} holds no {FILE}", remedy="viapt bench run --out makes one")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"The folder {folder} cannot be made ({error})") from error
+        with self.guarded():
+            self.connection = sqlite3.connect(self.path, timeout=patience, isolation_level=None)
+            self.connection.execute("PRAGMA synchronous = FULL")
+        self.prepare(create)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def prepare(self, create: bool) -> None:
+        """Make the tables in an empty file; refuse what is no file of ours."""
+        if create:
+            with self.transaction() as tell:
+                if tell("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                    for statement in SCHEMA.split(";"):
+                        tell(statement)
+                    tell(f"PRAGMA application_id = {APPLICATION}")
+                    tell(f"PRAGMA user_version = {FORMAT}")
+        ((application,),) = self.rows("PRAGMA application_id")
+        ((format_,),) = self.rows("PRAGMA user_version")
+        if application != APPLICATION:
+            raise ArtifactError(f"{self.path} was not made by viapt", remedy="choose another folder")
+        if format_ > FORMAT:
+            raise ArtifactError(
+                f"{self.path} has format {format_}", expected=f"up to {FORMAT}", remedy="use a newer viapt"
+            )
+        ((state,),) = self.rows("PRAGMA quick_check(1)")
+        if state != "ok":
+            raise damaged(self.path, state)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Inside, what SQLite says becomes what a user can act on."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                raise ArtifactError(
+                    f"{self.path} is kept by another program", remedy="end it, and run the same command again"
+                ) from error
+            raise ArtifactError(
+                f"{self.path} cannot be used ({error})", remedy="a folder with room, to write to"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise damaged(self.path, str(error)) from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """All statements that are told inside, or none."""
+        with self.guarded():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.connection.execute
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.rollback()
+                raise
+            self.connection.execute("COMMIT")
+
+    def rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """The answer to a question."""
+        with self.guarded():
+            return self.connection.execute(statement, values).fetchall()
+
+    def protocol(self) -> Protocol | None:
+        """The protocol of the folder; None before its first run."""
+        found = self.rows("SELECT value FROM protocol")
+        return Protocol.from_dict(json.loads(found[0][0])) if found else None
+
+    def adopt(self, protocol: Protocol) -> None:
+        """Make this the folder's protocol, or make sure that it is.
+
+        Raises:
+            ConfigError: it has another one.
+        """
+        with self.transaction() as tell:
+            found = tell("SELECT value FROM protocol").fetchone()
+            if found is None:
+                tell("INSERT INTO protocol VALUES (?)", (json.dumps(protocol.to_dict()),))
+                return
+        changed = differences(Protocol.from_dict(json.loads(found[0])).to_dict(), protocol.to_dict())
+        if changed:
+            raise ConfigError(
+                f"{self.path.parent} holds results of another protocol: {'; '.join(changed)}",
+                remedy="choose another folder: numbers of two protocols do not belong into one table",
+            )
+
+    def expect(self, cells: Mapping[Cell, str | None]) -> None:
+        """Write down places that are to be filled, and the keys of their jobs as far as they are known."""
+        statement = """INSERT INTO cells VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET key = excluded.key
+                       WHERE excluded.key IS NOT NULL"""
+        with self.transaction() as tell:
+            for cell, key in cells.items():
+                tell(statement, (*cell.where, key))
+
+    def open_exam(self, cell: Cell, job: Job) -> None:
+        """Note that this job, and no other, reads the test split for its method, task and seed.
+
+        The same job may do it again: it finds the same numbers.
+
+        Raises:
+            DataError: another job did.
+        """
+        mine = job.to_dict()
+        with self.transaction() as tell:
+            who = (cell.method, cell.task, cell.seed)
+            question = "SELECT job, opened FROM exams WHERE method = ? AND task = ? AND seed = ?"
+            found = tell(question, who).fetchone()
+            if found is None:
+                opened = datetime.now(UTC).isoformat(timespec="seconds")
+                tell("INSERT INTO exams VALUES (?, ?, ?, ?, ?)", (*who, json.dumps(mine), opened))
+                return
+        if json.loads(found[0]) != mine:
+            changed = "; ".join(differences(json.loads(found[0]), mine))
+            raise DataError(
+                f"The test split was read on {found[1]} by another job ({changed})",
+                expected="one reading for each method, task and seed",
+                remedy="a new folder, if what was read changed no decision",
+            )
+
+    def result(self, key: str) -> dict[str, Any] | None:
+        """The record of a job that is done."""
+        found = self.rows("SELECT record FROM results WHERE key = ?", key)
+        return json.loads(found[0][0]) if found else None
+
+    def settle(self, key: str, outcome: Outcome) -> bool:
+        """Write down what became of a job; False if it was done before, and stays as it was."""
+        with self.transaction() as tell:
+            if tell("SELECT 1 FROM results WHERE key = ?", (key,)).fetchone():
+                return False
+            if outcome.record is not None:
+                tell("INSERT INTO results VALUES (?, ?)", (key, json.dumps(outcome.record)))
+                tell("DELETE FROM failures WHERE key = ?", (key,))
+            else:
+                tell(
+                    """INSERT INTO failures VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE
+                       SET cause = excluded.cause, trace = excluded.trace, times = times + 1""",
+                    (key, outcome.cause, outcome.trace),
+                )
+        return True
+
+    def records(self) -> list[dict[str, Any]]:
+        """What is done: the record of each job with its place in the table, in a stable order."""
+        found = self.rows(
+            """SELECT method, task, seed, trial, key, record FROM cells JOIN results USING (key)
+               ORDER BY method, task, seed, trial"""
+        )
+        names = "method", "task", "seed", "trial", "key"
+        return [dict(zip(names, row[:5], strict=True)) | json.loads(row[5]) for row in found]
+
+    def failures(self) -> list[Failure]:
+        """What failed, and was not done since."""
+        found = self.rows(
+            """SELECT method, task, seed, trial, cause, trace, times FROM cells JOIN failures USING (key)
+               ORDER BY method, task, seed, trial"""
+        )
+        return [Failure(Cell(*row[:4]), *row[4:]) for row in found]
+
+    def open_cells(self) -> list[Cell]:
+        """What was asked for, and is neither done nor failed."""
+        found = self.rows(
+            """SELECT method, task, seed, trial FROM cells
+               WHERE key IS NULL OR key NOT IN (SELECT key FROM results UNION SELECT key FROM failures)
+               ORDER BY method, task, seed, trial"""
+        )
+        return [Cell(*row) for row in found]
+
+
+def damaged(path: Path, why: str) -> ArtifactError:
+    """What to say of a file that SQLite cannot read."""
+    return ArtifactError(
+        f"{path} is damaged ({why})",
+        remedy="restore it from a copy, or run again in a new folder; exported records are not touched by this",
+    )
