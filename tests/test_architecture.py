@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"create", "data", "quantisation", "recipe"},
     {"training", "training_state", "history", "progress", "evaluation", "comparison", "inference"}
     | {"artifact", "adapter_files", "model_card", "acceleration", "optimization", "exported"}
-    | {"sampling", "round_calibration", "caching"},
+    | {"sampling", "round_calibration", "caching", "pruning"},
     {"runs", "inspection", "testing"},
     {"bench", "serve", "report", "export", "demo"},
     {"cli"},

@@ -135,9 +135,12 @@ class PromptedClassifier(nn.Module):
         return tokens.to(self.head.weight.dtype)
 
     def draw_noise(self, batch: int, *, seed: int, index: int = 0) -> Float[Tensor, "batch lambda_ dim"]:
-        """Standard normal noise for a batch; the same for equal (seed, index), on every device."""
+        """Standard normal noise for a batch; the same for equal (seed, index), on every device; in training as much
+        as that takes.
+        """
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        shape = (batch, self.method.num_instance_prompts, self.backbone.dim)
+        rows = self.method.training_noise if self.training else self.method.num_instance_prompts
+        shape = (batch, rows, self.backbone.dim)
         return torch.randn(shape, generator=generator).to(self.head.weight)
 
     def learnable(self) -> dict[str, nn.Parameter]:

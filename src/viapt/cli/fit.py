@@ -22,7 +22,7 @@ Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],
     model_option(help="Of the frozen backbone; auto: bfloat16 where it is fast."),
 ]
-Method = Annotated[str, model_option(help="viapt, vpt-deep, vpt-shallow or linear.")]
+Method = Annotated[str, model_option(help="viapt, vpt-deep, lora, linear ...: see docs/methods.md.")]
 Set = Annotated[
     list[str] | None,
     model_option("--set", metavar="KEY=VALUE", help="An argument of the method: num_prompts=5. May be repeated."),

@@ -51,6 +51,11 @@ class PromptMethod(nn.Module, ABC):
         super().__init__()
         self.dim, self.depth, self.patch_size = dim, depth, patch_size
 
+    @property
+    def training_noise(self) -> int:
+        """Rows of standard normal noise that an image takes in training; `num_instance_prompts` in evaluation."""
+        return self.num_instance_prompts
+
     @abstractmethod
     def start(
         self,
@@ -61,8 +66,8 @@ class PromptMethod(nn.Module, ABC):
         """The prompts that enter block 0, given the embedded images and, to sample, standard normal noise.
 
         Args:
-            noise: None: the mean. Its rows may be a multiple of the images' (see `PromptedClassifier.classify`); the
-                prompts then have as many.
+            noise: None: the mean. In training it has `training_noise` rows for each image. There may be noise for a
+                multiple of the images (see `PromptedClassifier.classify`); there are then as many prompts.
         """
 
     @abstractmethod
@@ -141,9 +146,9 @@ class StandIn(nn.Module):
         self.module = module
         object.__setattr__(self, "part", part)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the method makes of the module."""
-        return self.part(self.module, x)
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        """What the method makes of the module; blocks tell their attention more than tokens."""
+        return self.part(self.module, x, **options)
 
 
 def stand_in(network: nn.Module, path: str, part: nn.Module) -> None:

@@ -1,0 +1,94 @@
+"""Visual Fourier Prompt Tuning (Zeng et al., NeurIPS 2024, arXiv 2411.01327)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from viapt.errors import ConfigError
+from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of
+
+
+class VFPT(PromptMethod):
+    """VPT-Deep, with the real part of the Fourier transform of a share of the prompts in their place (section 3.2).
+
+        enters block i = [Re F_s(F_h(P_i,1..f)), P_i,f+1..p],   f = floor(share * p)
+
+    F_h along the d numbers of a prompt, F_s along the f prompts, neither normalised. With C + iS = the matrix of F,
+
+        Re F_s(F_h(P)) = C_s P C_h - S_s P S_h
+
+    which is how it is computed: runtimes of exported files know matrices, and not all of them complex numbers.
+
+    Args:
+        num_prompts: p >= 1. Learnable: depth * p * dim.
+        fourier_share: of the prompts that are transformed, in [0, 1].
+        fourier_axes: along which they are: "both", "hidden" (F_h alone) or "sequence" (F_s alone).
+    """
+
+    name = "vfpt"
+    learning_rate = 5e-3  # not yet chosen on validation data
+    carries = False
+    cos_hidden: Tensor
+    sin_hidden: Tensor
+    cos_sequence: Tensor
+    sin_sequence: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        patch_size: tuple[int, int],
+        *,
+        num_prompts: int = 10,
+        fourier_share: float = 0.5,
+        fourier_axes: Literal["both", "hidden", "sequence"] = "both",
+    ) -> None:
+        super().__init__(dim, depth, patch_size)
+        self.num_prompts, self.fourier_share, self.fourier_axes = num_prompts, fourier_share, fourier_axes
+        if not 0 <= fourier_share <= 1:
+            raise ConfigError(f"fourier_share = {fourier_share} is not possible", expected="0 to 1")
+        self.transformed = math.floor(fourier_share * num_prompts)
+        self.prompts = prompt_parameter(depth, num_prompts, dim, bound=init_bound(dim, patch_size))
+        for axis, size in (("hidden", dim), ("sequence", self.transformed)):
+            along = fourier_axes in ("both", axis)
+            for kind, table in zip(("cos", "sin"), fourier(size) if along else identity(size), strict=True):
+                self.register_buffer(f"{kind}_{axis}", table, persistent=False)
+
+    def without_effect(self) -> dict[str, str]:
+        return {} if self.transformed else {"fourier_axes": "no prompt is transformed"}
+
+    def start(
+        self,
+        patches: Float[Tensor, "batch n dim"],
+        grid: tuple[int, int],
+        noise: Float[Tensor, "rows lambda_ dim"] | None,
+    ) -> Float[Tensor, "rows p dim"]:
+        return self.entering(0).expand(rows_of(patches, noise), -1, -1)
+
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
+        return self.entering(layer).expand(prompts.shape[0], -1, -1)
+
+    def entering(self, layer: int) -> Float[Tensor, "p dim"]:
+        """The prompts of a block."""
+        prompts, f = self.prompts[layer], self.transformed
+        if not f:
+            return prompts
+        real = self.cos_sequence @ prompts[:f] @ self.cos_hidden - self.sin_sequence @ prompts[:f] @ self.sin_hidden
+        return torch.cat([real, prompts[f:]])
+
+
+def fourier(size: int) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+    """Cosines and sines of 2 pi j k / n: real part and negative imaginary part of the transform's matrix."""
+    numbers = torch.arange(size, dtype=torch.float64)
+    angles = torch.outer(numbers, numbers).remainder(max(size, 1)) * (2 * math.pi / max(size, 1))
+    return angles.cos().float(), angles.sin().float()
+
+
+def identity(size: int) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+    """The same for no transform."""
+    return torch.eye(size), torch.zeros(size, size)

@@ -1,0 +1,88 @@
+"""Pruning and rewinding of E2VPT (arXiv 2307.13770, section 3.3): what is of little importance is masked for good.
+
+I(rho_k)  = E |d loss / d rho_k|       of a prompt
+I(q_kr)   = E |d loss / d q_kr|        of a segment of it, both expected over images
+
+trained = viapt.create_model(..., "e2vpt", seed=0); viapt.fit(trained, train)
+rewound = viapt.create_model(..., "e2vpt", seed=0)           # the same first values
+prune(trained, rewound, train, tokens=0.5, segments=0.25); viapt.fit(rewound, train)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from viapt.errors import ConfigError
+from viapt.evaluation import LabelledImages, load
+from viapt.methods.e2vpt import E2VPT
+from viapt.model import PromptedClassifier
+
+
+def prune(
+    trained: PromptedClassifier,
+    rewound: PromptedClassifier,
+    data: LabelledImages,
+    *,
+    tokens: float,
+    segments: float,
+    batch_size: int = 32,
+) -> None:
+    """Mask in `rewound`, which is yet to be trained, what is of little importance to `trained`.
+
+    Args:
+        trained: left as it is.
+        rewound: with the same arguments; untrained.
+        data: training images, as for `fit`.
+        tokens: the share of the prompts that is masked, rounded down, in [0, 1).
+        segments: the share of each prompt's segments that is masked, rounded down, in [0, 1).
+        batch_size: images at a time.
+
+    Raises:
+        ConfigError: other methods than e2vpt, different arguments, or a share out of range.
+    """
+    new, old = rewound.method, trained.method
+    if not isinstance(new, E2VPT) or not isinstance(old, E2VPT):
+        raise ConfigError(f"Pruning of {old.name} for {new.name}", expected="two models of the method e2vpt")
+    if new.config() != old.config():
+        raise ConfigError(f"The models have {old.config()} and {new.config()}", expected="the same arguments")
+    for name, share in (("tokens", tokens), ("segments", segments)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name} = {share} is not possible", expected="0 or above, below 1")
+    of_tokens, of_segments = importance(trained, data, batch_size)
+    new.token_mask.copy_(all_but_least(of_tokens, tokens))
+    new.segment_mask.copy_(all_but_least(of_segments, segments))
+
+
+def importance(
+    model: PromptedClassifier, data: LabelledImages, batch_size: int = 32
+) -> tuple[Float[Tensor, " p"], Float[Tensor, "p segments"]]:
+    """Mean absolute derivative of an image's loss by the mask of each prompt, and of each segment of a prompt."""
+    method, training = model.method, model.training
+    if not isinstance(method, E2VPT):
+        raise ConfigError(f"Importance of prompts of {method.name}", expected="the method e2vpt")
+    own = model.head.weight
+    of_tokens = own.new_zeros(method.num_prompts)
+    of_segments = own.new_zeros(method.num_prompts, method.segments)
+    model.eval()
+    try:
+        for images, labels in load(data, 0, own.device, batch_size=batch_size):
+            method.gates = own.new_ones(len(images), *of_segments.shape).requires_grad_(True)
+            loss = F.cross_entropy(model(images.to(own.device)), labels.to(own.device).long(), reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, method.gates)
+            of_tokens += gradient.sum(-1).abs().sum(0)
+            of_segments += gradient.abs().sum(0)
+    finally:
+        method.gates = None
+        model.train(training)
+    return of_tokens / len(data), of_segments / len(data)
+
+
+def all_but_least(values: Float[Tensor, "*rows n"], share: float) -> Float[Tensor, "*rows n"]:
+    """0 for the share of smallest values of each row, 1 for the others."""
+    masked = values.argsort(dim=-1)[..., : math.floor(share * values.shape[-1])]
+    return torch.ones_like(values).scatter(-1, masked, 0.0)
