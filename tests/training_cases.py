@@ -37,7 +37,7 @@ def tiny_model(method: str = "viapt", classes: int = 3, **options: Any) -> Promp
         torch.manual_seed(0)
         vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0)
         backbone = TimmViT(vit)
-        options = OPTIONS[method] | options
+        options = OPTIONS.get(method, {}) | options
         prompts = create_method(method, backbone.dim, backbone.depth, backbone.patch_size, **options)
         return PromptedClassifier(backbone, prompts, [f"class {index}" for index in range(classes)])
 

@@ -159,7 +159,7 @@ class Recorder:
             "backbone": {"adapter": type(backbone).__name__, "fingerprint": backbone.fingerprint},
             "precision": str(backbone.dtype).removeprefix("torch."),
             "versions": {name: version(name) for name in LIBRARIES},
-        }
+        } | ({"compiled": True} if self.features and backbone.compiled else {})
 
 
 @contextmanager

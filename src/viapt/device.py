@@ -26,6 +26,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, optim
 
+from viapt.errors import ConfigError
+
 CPU_ONLY = "ACCELERATE_USE_CPU"
 KEEP_MEMORY = "VIAPT_KEEP_MEMORY"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
@@ -144,6 +146,26 @@ def onednn_linear(
     """x W^T + b, or its (exact) GELU, by oneDNN, without a gradient."""
     activation, kind = ("gelu", "none") if gelu else ("none", "")
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], kind)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile for a CPU where nothing compiles C++; for a GPU, torch itself says what is missing.
+
+    Raises:
+        ConfigError: with what was looked for.
+    """
+    if device.type != "cpu":
+        return
+    from torch._inductor import config, cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except RuntimeError:
+        tried = [name for name in config.cpp.cxx if name]
+        raise ConfigError(
+            f"torch.compile needs a C++ compiler, and does not find {' or '.join(tried)}",
+            remedy="install g++, or name another compiler in the environment variable CXX; or leave compile away",
+        ) from None
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -90,6 +90,7 @@ def run(
     overwrite: bool = False,
     workers: int = 0,
     checkpointing: bool = False,
+    compile: bool = False,
     cache: Cache | None = "auto",
     tensorboard: bool = False,
     console: Console | None = None,
@@ -102,7 +103,7 @@ def run(
         settings: what decides the outcome.
         task: what the result record calls the data; by default the name of the folder or file.
         overwrite: forget the run that `out` holds.
-        workers, checkpointing, cache, tensorboard: see `fit`.
+        workers, checkpointing, compile, cache, tensorboard: see `fit`.
         console: where progress is shown; None for silence.
 
     Launched in several processes, all fit together (see `fit`), and the main one writes.
@@ -149,6 +150,7 @@ def run(
         **settings.training,
         workers=workers,
         checkpointing=checkpointing,
+        compile=compile,
         cache=cache,
         out=out,
         overwrite=overwrite,

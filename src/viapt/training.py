@@ -37,6 +37,7 @@ from viapt.round_calibration import calibrate_if_sampled
 from viapt.training_state import Standing, check_everywhere, check_same, identity, learned, pack, put, unpack
 
 HISTORY, CHECKPOINTS = "history.jsonl", "checkpoints"
+PROTOCOL = "precision", "train", "val", "cached", "compiled"  # of what identifies a training, besides the recipe
 
 
 def fit(
@@ -56,6 +57,7 @@ def fit(
     selection: Selection = "last",
     seed: int = 0,
     checkpointing: bool = False,
+    compile: bool = False,
     workers: int = 0,
     cache: Cache | None = "auto",
     out: Path | str | None = None,
@@ -98,6 +100,8 @@ def fit(
         selection: which weights to end with: of the last epoch, or of the first with the highest validation accuracy.
         seed: of the order of images and of the noise.
         checkpointing: recompute activations in the backward pass instead of storing them: less memory, more time.
+        compile: run blocks as kernels that `torch.compile` makes in the first steps, and no longer when `fit` returns;
+            see `Backbone.compile_blocks`. They round in their own way: a training is resumed as it began.
         workers: processes that load data.
         cache: embed every image once, not in every epoch, where there is no augmentation: in "memory", or on "disk" for
             other runs, too. "auto": features in memory where a method has no prompts and `train.augmented` is False.
@@ -109,7 +113,8 @@ def fit(
         progress: show a live bar on a terminal, a line per epoch elsewhere.
 
     Raises:
-        ConfigError: an argument out of range, or without effect.
+        ConfigError: an argument out of range, or without effect; nothing to compile with.
+        BackboneError: a backbone that does not compile its blocks.
         DataError: images or labels that do not fit the model.
         TrainingError: loss, gradients or weights are not finite; `out` holds another training, or is in use.
         ArtifactError: no checkpoint in `out` can be read.
@@ -155,6 +160,10 @@ def fit(
         interruption = stack.enter_context(Interruption())
         prepare_process(accelerator.device)
         model.to(accelerator.device)
+        if compile and not model.backbone.compiled:
+            with agree():
+                model.backbone.compile_blocks()
+            stack.callback(model.backbone.compile_blocks, False)
         with cached(model, train, val, cache, workers=workers, heed=interruption.heed) as (inputs, checks):
             run = Training(
                 model, inputs, checks, recipe, accelerator, interruption, folder, checkpoint_seconds, workers
@@ -364,7 +373,7 @@ class Training:
         best = best_epoch(epochs) if recipe.selection == "best-val" else None
         return History(
             epochs=list(epochs),
-            protocol=recipe.to_dict() | {key: self.identity[key] for key in ("precision", "train", "val")},
+            protocol=recipe.to_dict() | {key: self.identity[key] for key in PROTOCOL if key in self.identity},
             selected_epoch=best or recipe.epochs,
             learnable_parameters=sum(tensor.numel() for tensor in self.model.learnable().values()),
             seconds=self.standing.seconds,

@@ -131,7 +131,9 @@ def identity(
         "train": described(train),
         "val": None if val is None else described(val),
         "config": dict(config),
-    } | ({"cached": True} if cached else {})
+    }
+    ways = {"cached": cached, "compiled": model.backbone.compiled}  # each rounds in its own way
+    values |= {way: True for way, taken in ways.items() if taken}
     try:
         return json.loads(json.dumps(values))
     except TypeError as error:

@@ -111,9 +111,11 @@ class Backbone(nn.Module, ABC):
         fingerprint: "sha256:<hex>" of the weights as they were loaded, before any change of image size or precision.
         shortcuts: leave out work whose result nobody reads, where that is known to be exact. Off, every block sees and
             computes all tokens: slower, and for comparison.
+        compiled: whether blocks run as kernels that `torch.compile` makes: see `compile_blocks`.
     """
 
     shortcuts: bool = True
+    compiled: bool = False
     name: str | None = None
     weights: Path | None = None
     pretrained: bool = True
@@ -192,13 +194,17 @@ class Backbone(nn.Module, ABC):
     def compile_blocks(self, wanted: bool = True) -> None:
         """From now on, run each block as a kernel that `torch.compile` makes when it is first needed (or no longer).
 
-        One for all blocks and batch sizes. Measured gains are in docs/performance.md: off by default.
+        One for all blocks and batch sizes. Results are the same but for rounding. Measured gains are in
+        docs/performance.md: off by default.
 
         Raises:
             BackboneError: this backbone cannot.
+            ConfigError: on a CPU, there is no C++ compiler.
         """
         if wanted:
-            raise BackboneError(f"{type(self).__name__} does not compile its blocks")
+            raise BackboneError(
+                f"{type(self).__name__} does not compile its blocks", remedy="leave compile (--compile) away"
+            )
 
     def attention(self, layer: int, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch heads t t"]:
         """Attention weights (each row sums to 1) of block `layer` for the tokens that enter it: for inspection only.

@@ -105,6 +105,7 @@ class CachedFeatures(Backbone):
 
 def describe_as(backbone: Backbone, inner: Backbone) -> None:
     """Give a backbone the description of another one."""
-    for name in ("name", "weights", "pretrained", "dim", "depth", "patch_size", "preprocessing", "fingerprint"):
+    names = "name", "weights", "pretrained", "dim", "depth", "patch_size", "preprocessing", "fingerprint", "compiled"
+    for name in names:
         setattr(backbone, name, getattr(inner, name))
     backbone.freeze()

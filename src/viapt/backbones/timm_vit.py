@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from viapt.backbones import frozen_block
 from viapt.backbones.base import Backbone, Needed, Preprocessing, Tokens
+from viapt.device import check_compiler
 from viapt.errors import BackboneError
 
 Resampler = Callable[[Tensor, tuple[int, int]], Tensor]
 POOLING = ("norm", "fc_norm", "attn_pool")  # parts behind the blocks
+KINDS = 64  # of compiled blocks: more than there are
 CLASSIFIER = ("head.", "head_dist.")  # what the names of a classifier's weights begin with
 SUPPORTED = "a timm.models.vision_transformer.VisionTransformer (ViT, DeiT, DeiT-3, DINOv2, CLIP, SigLIP, FlexiViT ...)"
 ADAPTER = "choose one of viapt.list_backbones(), or write an adapter: a subclass of viapt.backbones.base.Backbone"
@@ -38,8 +40,6 @@ class TimmViT(Backbone):
     Raises:
         BackboneError: for another kind of model, or an image size that does not suit the patches.
     """
-
-    compiled = False
 
     def __init__(
         self,
@@ -112,12 +112,16 @@ class TimmViT(Backbone):
         return through(block, [tokens[:, :read]], silent, rows=rows), prompts[:, :0]
 
     def compile_blocks(self, wanted: bool = True) -> None:
-        others = [type(block).__name__ for block in self.vit.blocks if not frozen_block.is_plain(block)]
-        if wanted and (others or not self.shortcuts):
-            found = f"blocks of the kind {others[0]}" if others else "shortcuts turned off"
-            raise BackboneError(
-                f"The backbone has {found}", expected="timm's Block, unchanged, to compile block by block"
-            )
+        if wanted:
+            others = [type(block).__name__ for block in self.vit.blocks if not frozen_block.is_plain(block)]
+            if others or not self.shortcuts:
+                found = f"a {others[0]} of another kind, or with other layers or hooks" if others else "no shortcuts"
+                raise BackboneError(
+                    f"The backbone has {found}",
+                    expected="timm's Block, unchanged, with shortcuts, to compile block by block",
+                    remedy="leave compile (--compile) away",
+                )
+            check_compiler(next(self.parameters()).device)
         self.compiled = wanted
 
     def pooled_tokens(self, t: int) -> int:
@@ -138,8 +142,13 @@ class TimmViT(Backbone):
 
 @cache
 def compiled_block() -> Callable[..., Tensor]:
-    """`frozen_block.advance` as a kernel: one for all blocks, whatever the size of the batch."""
-    return torch.compile(frozen_block.advance, dynamic=True)
+    """`frozen_block.advance` as a kernel: one for all blocks, whatever the size of the batch.
+
+    It is made anew for each set of tokens that are needed, with and without gradients, and for a single image. Beyond
+    eight kinds torch would run the rest uncompiled, without an error: what several models in one process ask for.
+    """
+    compiled = torch.compile(frozen_block.advance, dynamic=True)
+    return torch._dynamo.config.patch(recompile_limit=KINDS)(compiled)
 
 
 def check_supported(vit: nn.Module) -> VisionTransformer:

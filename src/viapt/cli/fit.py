@@ -48,6 +48,9 @@ Selection = Annotated[
 Checkpointing = Annotated[
     bool, training_option("--checkpointing", help="Recompute activations: less memory, more time.")
 ]
+Compile = Annotated[
+    bool, training_option("--compile", help="Compile the blocks by torch.compile: slow to start, then perhaps faster.")
+]
 Cache = Annotated[
     Literal["auto", "memory", "disk", "none"],
     training_option(help="Embed each image once, for --augmentation none (auto: in memory, for linear)."),
@@ -81,6 +84,7 @@ def fit(
     clip: Clip = None,
     selection: Selection = "last",
     checkpointing: Checkpointing = False,
+    compile: Compile = False,
     cache: Cache = "auto",
     seed: Seed = 0,
     tensorboard: TensorBoard = False,
@@ -125,6 +129,7 @@ def fit(
         overwrite=overwrite,
         workers=workers,
         checkpointing=checkpointing,
+        compile=compile,
         cache=None if cache == "none" else cache,
         tensorboard=tensorboard,
         console=Console(stderr=True, highlight=False),

@@ -44,6 +44,9 @@ Quantise = Annotated[
         help="Compute the backbone's linear layers in int8: faster on CPUs, at a cost that evaluate measures."
     ),
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the blocks by torch.compile: slow to start, then perhaps faster.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 IMAGE_BATCH = 64
 
@@ -68,6 +71,7 @@ def evaluate(
     batch_size: BatchSize = 32,
     weights: Weights = None,
     quantise: Quantise = None,
+    compile: Compile = False,
     on_bad_image: Annotated[Literal["error", "skip"], typer.Option(help="Images that cannot be read.")] = "error",
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +88,7 @@ def evaluate(
     if part and everything:
         raise ConfigError("--all and --part", expected="one of them")
     rounds, seed = sampled(policy, rounds, seed)
-    model = load_on_device(adapter, weights)
+    model = load_on_device(adapter, weights, quantise, compile)
     check_policy(model, policy)
     split = None if everything else split_of(adapter, data, model.classes)
     dataset = load_evaluation(
@@ -130,6 +134,7 @@ def predict(
     batch_size: BatchSize = 32,
     weights: Weights = None,
     quantise: Quantise = None,
+    compile: Compile = False,
     form: Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="What is printed.")] = "table",
 ) -> None:
     """Classify images; with --policy multi, say how far the samples spread.
@@ -152,7 +157,7 @@ def predict(
             good.append(file)
             yield image
 
-    model, options = open_model(adapter, policy, rounds, seed, weights, quantise)
+    model, options = open_model(adapter, policy, rounds, seed, weights, quantise, compile)
     if hasattr(model, "round_noise"):
         options |= adapted(adaptive, max_disagreement)
     elif adaptive or max_disagreement is not None:
@@ -202,12 +207,20 @@ def inspect(
         show_inspection(adapter, config, found)
 
 
-def load_on_device(adapter: Path, weights: Path | None) -> PromptedClassifier:
-    """An adapter's model, where it computes fastest."""
+def load_on_device(adapter: Path, weights: Path | None, quantise: str | None, compile: bool) -> PromptedClassifier:
+    """An adapter's model, where it computes fastest; compiled if wanted, not yet quantised.
+
+    Raises:
+        ConfigError: both are wanted.
+    """
     from viapt.artifact import load
     from viapt.device import default_device
 
-    return load(adapter, weights=weights).to(default_device())
+    if quantise and compile:
+        raise ConfigError("--quantise with --compile", expected="one of the two: layers in int8 are not compiled")
+    model = load(adapter, weights=weights).to(default_device())
+    model.backbone.compile_blocks(compile)
+    return model
 
 
 def compare_quantised(model: PromptedClassifier, dataset: LabelledImages, **how: Any) -> Comparison:
@@ -219,7 +232,13 @@ def compare_quantised(model: PromptedClassifier, dataset: LabelledImages, **how:
 
 
 def open_model(
-    path: Path, policy: str | None, rounds: int | None, seed: int | None, weights: Path | None, quantise: str | None
+    path: Path,
+    policy: str | None,
+    rounds: int | None,
+    seed: int | None,
+    weights: Path | None,
+    quantise: str | None,
+    compile: bool,
 ) -> tuple[PromptedClassifier | ExportedModel, dict[str, Any]]:
     """An adapter or an exported file; and policy, rounds and seed for its `predict`.
 
@@ -231,8 +250,8 @@ def open_model(
     from viapt.runtimes import is_exported
 
     if is_exported(path):
-        for name, given in (("weights", weights), ("quantise", quantise)):
-            if given is not None:
+        for name, given in (("weights", weights), ("quantise", quantise), ("compile", compile)):
+            if given:
                 raise ConfigError(
                     f"--{name} has no effect on an exported file, which holds its own weights", expected=f"no --{name}"
                 )
@@ -241,7 +260,7 @@ def open_model(
         return model, {"rounds": sampled(model.policy, rounds, seed)[0], "seed": seed}
     policy = policy or "mean"
     rounds, seed = sampled(policy, rounds, seed)
-    model = load_on_device(path, weights)
+    model = load_on_device(path, weights, quantise, compile)
     check_policy(model, policy)
     return quantised(model) if quantise else model, {"policy": policy, "rounds": rounds, "seed": seed}
 
