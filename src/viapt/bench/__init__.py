@@ -1,0 +1,1 @@
+"""The laboratory: methods compared on tasks, with equal budgets, and every number with its protocol."""
