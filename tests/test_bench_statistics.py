@@ -94,7 +94,7 @@ def test_signed_rank_of_a_published_example() -> None:
 
 
 @given(st.lists(st.integers(-6, 6), min_size=1, max_size=9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_signed_rank_with_ties_and_zeros_counts_all_signs(steps: list[int]) -> None:
     found = signed_rank(np.array(steps) / 2000)
     assert found.p == pytest.approx(signed_rank_by_counting([float(s) for s in steps]), abs=1e-12)
@@ -104,7 +104,7 @@ def test_signed_rank_with_ties_and_zeros_counts_all_signs(steps: list[int]) -> N
 @given(
     st.lists(st.integers(1, 10**6).flatmap(lambda n: st.sampled_from([n, -n])), min_size=1, max_size=40, unique_by=abs)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_signed_rank_without_ties_is_scipys_exact_test(steps: list[int]) -> None:
     differences = np.array(steps) / 1e6
     found = signed_rank(differences)
@@ -253,7 +253,7 @@ def test_ranks_stand_on_tasks_that_all_have() -> None:
 
 
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 10_000), st.randoms(use_true_random=False))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_ranks_and_tests_do_not_depend_on_order_names_or_a_constant(
     methods: int, tasks: int, seed: int, random
 ) -> None:
