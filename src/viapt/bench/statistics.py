@@ -214,6 +214,11 @@ class Ranking:
     critical_difference: float
     groups: tuple[tuple[str, ...], ...]
 
+    @property
+    def differ(self) -> bool:
+        """Whether Friedman's test, by permutations, allows to tell ranks apart; True where two methods leave it out."""
+        return self.p_permuted is None or self.p_permuted < ALPHA
+
 
 def rank(grid: Grid) -> Ranking | None:
     """Ranks of the tasks' means over seeds; None for fewer than two methods, or fewer than two tasks that all have."""
