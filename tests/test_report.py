@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from viapt.report import FittedMethod, Measured, Photo, Report, markdown_cell, write_report
+from viapt.report import FittedMethod, Measured, Photo, Report, write_report
+from viapt.report.rendering import markdown_cell
 
 NASTY = '<script>alert("x")</script> | **50 %** & [a](b)'
 

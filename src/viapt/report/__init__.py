@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from viapt.errors import ConfigError
 from viapt.report import plots
+from viapt.report.rendering import Plot, check_libraries, render, write_pictures
 
 
 @dataclass(frozen=True)
@@ -109,20 +107,6 @@ class Report:
     photos_by: str = ""
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A rendered picture: file name without suffix, what it shows, and the PNG."""
-
-    name: str
-    caption: str
-    png: bytes
-
-    @property
-    def inline(self) -> str:
-        """The picture as a data URL."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     """Render `report.md`, with its pictures in a folder `pictures`, and `report.html`, which needs no other file.
 
@@ -132,34 +116,18 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: jinja2 or matplotlib is not installed.
     """
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401 - to say now that it is missing
-    except ImportError as error:
-        raise ConfigError(
-            f"A report needs {error.name}, which is not installed", remedy="pip install 'viapt[report]'"
-        ) from error
+    check_libraries()
     figures, photos = draw(report), draw_photos(report)
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    for plot in (*figures, *photos):
-        (pictures / f"{plot.name}.png").write_bytes(plot.png)
+    write_pictures([*figures, *photos], folder)
     values: dict[str, Any] = {
         "report": report,
         "figures": figures,
         "photos": list(zip(report.photos, photos, strict=True)),
     }
-    paths = []
-    for name in ("report.md", "report.html"):
-        environment = jinja2.Environment(
-            autoescape=name.endswith(".html"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-        environment.filters["cell"] = markdown_cell
-        template = files(__name__).joinpath(f"{name}.jinja").read_text(encoding="utf-8")
-        path = folder / name
-        path.write_text(environment.from_string(template).render(values), encoding="utf-8")
-        paths.append(path)
-    return paths[0], paths[1]
+    paths = folder / "report.md", folder / "report.html"
+    for path in paths:
+        path.write_text(render(__name__, path.name, values), encoding="utf-8")
+    return paths
 
 
 def draw(report: Report) -> list[Plot]:
@@ -168,9 +136,13 @@ def draw(report: Report) -> list[Plot]:
     losses = {m.name: m.losses for m in methods}
     validation = {m.name: m.val_accuracies or None for m in methods}
     shares = {m.name: m.prompt_attention or None for m in methods}
-    points = {m.name: (m.learnable, m.accuracy.value, m.accuracy.low, m.accuracy.high) for m in methods}
+    points = {
+        f"{m.name}: {m.learnable:,}": plots.Point(m.learnable, m.accuracy.value, m.accuracy.low, m.accuracy.high)
+        for m in methods
+    }
+    parameters = plots.accuracy_against_parameters(points, x="learnable parameters, head included")
     figures = [
-        Plot("parameters", "Test accuracy with its 95 % interval", plots.accuracy_against_parameters(points)),
+        Plot("parameters", "Test accuracy with its 95 % interval", parameters),
         Plot("loss", "Training loss", plots.lines(losses, x="epoch", y="training loss")),
     ]
     if any(validation.values()):
@@ -193,11 +165,3 @@ def draw_photos(report: Report) -> list[Plot]:
         Plot(f"photo-{number}", photo.name, plots.photo(photo.image, photo.attention, highest))
         for number, photo in enumerate(report.photos, start=1)
     ]
-
-
-def markdown_cell(value: object) -> str:
-    """Text that cannot break out of a cell of a Markdown table, nor become HTML."""
-    text = " ".join(str(value).split())
-    for character in "\\`*_|<>[]":
-        text = text.replace(character, "\\" + character)
-    return text

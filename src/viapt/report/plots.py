@@ -6,9 +6,10 @@ Colours are Okabe and Ito's; every series also has a marker of its own. Nothing 
 from __future__ import annotations
 
 import io
+import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -45,39 +46,104 @@ def lines(series: Mapping[str, Sequence[float] | None], *, x: str, y: str, perce
     return png(figure)
 
 
-def accuracy_against_parameters(points: dict[str, tuple[int, float, float, float]]) -> bytes:
-    """Accuracy with its interval over the number of learnable parameters, on a logarithmic axis.
+class Point(NamedTuple):
+    """A method in a plane of cost and accuracy: parameters, and shares in [0, 1], NaN where there is no interval."""
 
-    Each is drawn a little aside, so that methods with nearly as many parameters do not hide one another.
+    parameters: float
+    value: float
+    low: float
+    high: float
+
+
+def accuracy_against_parameters(
+    points: Mapping[str, Point], *, x: str, y: str = "test accuracy (%)", frontier: bool = False
+) -> bytes:
+    """Accuracy with its interval over the number of learnable parameters, on a logarithmic axis that begins at zero.
+
+    Methods with nearly as many parameters are drawn side by side, so that they do not hide one another.
 
     Args:
-        points: name -> (learnable parameters, accuracy, low, high); accuracies in [0, 1].
+        points: by the name that the legend shows; up to 49.
+        x, y: labels of the axes.
+        frontier: draw, too, the best accuracy with at most so many parameters.
     """
     from matplotlib.transforms import ScaledTranslation
 
-    order = sorted(points, key=lambda name: points[name][0])
-    figure, axes = panel("learnable parameters, head included", "test accuracy (%)")
-    for k, (name, (parameters, value, low, high)) in enumerate(points.items()):
-        inches = 0.14 * (order.index(name) - (len(order) - 1) / 2)
-        aside = ScaledTranslation(inches, 0, figure.dpi_scale_trans)
+    names = {name: textwrap.fill(name, 44) for name in points}
+    rows = sum(name.count("\n") + 1 for name in names.values()) + frontier
+    width, height = SIZE
+    figure, axes = panel(x, y, size=(width, height + 0.2 * max(0, rows - 3)))
+    scale_from_zero(axes, [point.parameters for point in points.values()])
+    if frontier:
+        best = running_best(points.values())
+        counts, values = [point.parameters for point in best], [100 * point.value for point in best]
+        right = axes.get_xlim()[1]
+        drawn = [*counts, right], [*values, values[-1]]
+        axes.plot(*drawn, drawstyle="steps-post", color="#888888", linestyle="--", label="best with at most so many")
+    aside = side_by_side(axes, points)
+    for k, (name, point) in enumerate(points.items()):
+        colour, marker = look(k)
         axes.errorbar(
-            parameters,
-            100 * value,
-            [[100 * (value - low)], [100 * (high - value)]],
-            color=COLOURS[k],
-            marker=MARKERS[k],
+            point.parameters,
+            100 * point.value,
+            [[100 * (point.value - point.low)], [100 * (point.high - point.value)]],
+            color=colour,
+            marker=marker,
             markersize=8,
             capsize=4,
             linestyle="none",
-            label=f"{name}: {parameters:,}",
-            transform=axes.transData + aside,
+            label=names[name],
+            transform=axes.transData + ScaledTranslation(aside[name], 0, figure.dpi_scale_trans),
         )
-    axes.set_xscale("log")
-    counts, _, lows, highs = zip(*points.values(), strict=True)
-    axes.set_xlim(min(counts) / 2, max(counts) * 2)
-    axes.set_ylim(100 * min(lows) - 2, 100 * max(highs) + 2)
+    edges = [100 * edge for point in points.values() for edge in point[1:] if not math.isnan(edge)]
+    axes.set_ylim(min(edges) - 2, max(edges) + 2)
     figure.legend(loc="outside upper left", frameon=False, labelcolor=INK)
     return png(figure)
+
+
+def look(k: int) -> tuple[str, str]:
+    """Colour and marker of the k-th series: 49 pairs."""
+    return COLOURS[k % 7], MARKERS[(k + k // 7) % 7]
+
+
+def scale_from_zero(axes: Axes, counts: Sequence[float]) -> None:
+    """A logarithmic axis for counts; where one is zero, a short linear piece leads to it."""
+    positive = [count for count in counts if count > 0] or [1.0]
+    left, right = min(positive) / 2, max(positive) * 2
+    if min(counts) > 0:
+        axes.set_xscale("log")
+        axes.set_xlim(left, right)
+        return
+    start = 10 ** math.floor(math.log10(min(positive)))
+    axes.set_xscale("symlog", linthresh=start, linscale=0.5)
+    axes.set_xlim(-start / 3, right)
+
+
+def side_by_side(axes: Axes, points: Mapping[str, Point], apart: float = 0.13) -> dict[str, float]:
+    """Inches by which to move each point, so that neighbours on the axis are told apart."""
+    position = axes.get_xaxis().get_transform().transform
+    edges = position(np.array(axes.get_xlim()))
+    inches = {
+        name: 4.2 * float((position(np.array([point.parameters]))[0] - edges[0]) / (edges[1] - edges[0]))
+        for name, point in points.items()
+    }
+    order = sorted(points, key=inches.__getitem__)
+    crowds: list[list[str]] = []
+    for name in order:
+        if crowds and inches[name] - inches[crowds[-1][-1]] < apart:
+            crowds[-1].append(name)
+        else:
+            crowds.append([name])
+    return {name: apart * (k - (len(crowd) - 1) / 2) for crowd in crowds for k, name in enumerate(crowd)}
+
+
+def running_best(points: Iterable[Point]) -> list[Point]:
+    """Points that no other equals or beats with as many parameters or fewer, cheapest first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.parameters, -point.value)):
+        if not best or point.value > best[-1].value:
+            best.append(point)
+    return best
 
 
 def confusion(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str]) -> bytes:

@@ -1,0 +1,122 @@
+"""What a reader must know before believing a number: gaps, few seeds, few tasks, ties, families of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from viapt.bench.grid import Grid, listed, measured
+from viapt.bench.statistics import ALPHA, Comparison, Ranking, half_width, present
+
+GENERAL = (
+    "Intervals are Student's t over seeds: they speak of new seeds on the same tasks, not of other tasks.",
+    "Runs on one task are not independent of each other as different tasks are: p over runs speaks of these tasks "
+    "alone, and is too small if read for tasks in general; p over tasks is the cautious one.",
+)
+
+
+def caveats(grid: Grid, comparisons: Sequence[Comparison], ranking: Ranking | None) -> list[str]:
+    """Sentences; those that always hold, then those that these scores give reason for."""
+    return [*GENERAL, *on_gaps(grid), *on_seeds(grid), *on_tests(comparisons), *on_ranks(grid, ranking)]
+
+
+def on_gaps(grid: Grid) -> Iterator[str]:
+    """What was not measured."""
+    lacking = [
+        f"{method}: {', '.join(sorted(set(grid.tasks) - set(grid.tasks_of(method))))}"
+        for method in grid.methods
+        if len(grid.tasks_of(method)) < len(grid.tasks)
+    ]
+    if lacking:
+        yield (
+            f"No score for {listed(lacking)}. Such cells are shown as -, comparisons take pairs that both methods "
+            "have, and no column mixes means over different tasks."
+        )
+    seeds = np.isnan(grid.values).any(2) & measured(grid.values)
+    if seeds.any():
+        yield (
+            f"{int(seeds.sum())} cells have fewer seeds than {len(grid.seeds)}: the table says how many. The interval "
+            "of a mean over tasks stands on the seeds that have all of its tasks."
+        )
+    if len(set(grid.metrics.values())) > 1:
+        named = ", ".join(f"{task} {metric}" for task, metric in grid.metrics.items())
+        yield f"Tasks have different metrics ({named}): means over tasks mix them."
+
+
+def on_seeds(grid: Grid) -> Iterator[str]:
+    """Seeds that say little."""
+    if len(grid.seeds) == 1:
+        yield "There is one seed: nothing is known of the spread, and there are no intervals over seeds."
+    elif len(grid.seeds) < 3:
+        yield "There are two seeds: intervals are wide, and themselves uncertain."
+    cells = [present(cell) for cell in grid.values.reshape(-1, len(grid.seeds))]
+    if any(len(cell) > 1 and half_width(cell) == 0 for cell in cells):
+        yield "An interval of ± 0.0 may mean that all seeds gave one value; it does not mean certainty."
+
+
+def on_tests(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """What the signed-rank tests cannot do here."""
+    possible = [c for c in comparisons if c.runs.p is not None]
+    if not possible:
+        yield "No method could be compared with the reference."
+        return
+    yield f"Holm's correction is over {counted(len(possible), 'comparison')} with the reference, in each column apart."
+    equal = [c.method for c in possible if c.runs.how == "no difference"]
+    if equal:
+        yield f"Equal to the reference in every run (p = 1 by definition): {', '.join(equal)}."
+    zeros = sum(c.runs.zeros for c in possible)
+    if zeros:
+        yield (
+            f"{zeros} pairs of runs have no difference: they count in the ranking and have no sign (Pratt). Ties and "
+            "such pairs rule the usual exact distribution out: up to 13 pairs all changes of signs are counted, beyond "
+            "that p is a normal approximation."
+        )
+    for name, tests in (("runs", [c.runs for c in possible]), ("tasks", [c.by_task for c in possible])):
+        few = [c.method for c, test in zip(possible, tests, strict=True) if test.smallest > ALPHA]
+        best = min(test.smallest for test in tests)
+        if few:
+            yield (
+                f"Over {name}, fewer than six pairs differ for {listed(few)}: p cannot fall below {ALPHA}, however "
+                "large the differences."
+            )
+        elif best * len(possible) > ALPHA:
+            yield (
+                f"Over {name}, no p can fall below {best:.2g}, and corrected for {len(possible)} comparisons none can "
+                f"fall below {min(1.0, best * len(possible)):.2g}: more {name} or fewer methods are needed to tell any "
+                "difference."
+            )
+
+
+def on_ranks(grid: Grid, ranking: Ranking | None) -> Iterator[str]:
+    """What average ranks stand on."""
+    if ranking is None:
+        yield (
+            "There are no average ranks: they need two methods and two tasks on which every method has a score "
+            f"(here {counted(len(grid.methods), 'method')} and {counted(int(grid.shared.sum()), 'such task')})."
+        )
+        return
+    if ranking.left_out:
+        yield f"Ranks leave out tasks that some method lacks: {', '.join(ranking.left_out)}."
+    k, n = len(ranking.ranks), len(ranking.tasks)
+    if ranking.p is None:
+        yield "Friedman's test needs three methods: with two, the ranks have the critical difference alone."
+    else:
+        yield (
+            f"Friedman's test over {n} tasks: chi-square {ranking.statistic:.2f} with {k - 1} degrees of freedom, "
+            f"p = {ranking.p:.2g}; by permutations within tasks p = {ranking.p_permuted:.2g}"
+            + ("." if n > 10 else ", which holds for so few tasks, where chi-square is rough.")
+        )
+    if not ranking.differ:
+        yield "Friedman's test finds no difference at 0.05: average ranks are not to be told apart."
+    elif ranking.critical_difference > k - 1:
+        yield (
+            f"The critical difference ({ranking.critical_difference:.2f}) is larger than any difference of ranks can "
+            f"be ({k - 1}): {counted(n, 'task')} cannot tell {k} methods apart."
+        )
+    yield "Nemenyi's critical difference is cautious and depends on which other methods take part."
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{n} {noun}" + ("" if n == 1 else "s")
