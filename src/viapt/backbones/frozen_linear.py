@@ -34,9 +34,10 @@ def apply(layer: nn.Module, x: Float[Tensor, "*rows a"]) -> Float[Tensor, "*rows
 
 def activated(layer: nn.Module, activation: nn.Module, x: Float[Tensor, "*rows a"]) -> Float[Tensor, "*rows b"]:
     """A layer's output, activated; in one pass where that is GELU and no gradient is wanted."""
-    fused = type(layer) is nn.Linear and type(activation) is nn.GELU and activation.approximate == "none"
-    if fused and onednn_serves(x, layer.weight) and not (torch.is_grad_enabled() and x.requires_grad):
-        return onednn_linear(x, layer.weight, layer.bias, gelu=True)
+    if type(layer) is nn.Linear and type(activation) is nn.GELU and activation.approximate == "none":
+        learning = torch.is_grad_enabled() and any(part.requires_grad for part in (x, *layer.parameters()))
+        if not learning and onednn_serves(x, layer.weight):
+            return onednn_linear(x, layer.weight, layer.bias, gelu=True)
     return activation(apply(layer, x))
 
 

@@ -141,10 +141,12 @@ class StandIn(nn.Module):
             learned, saved and counted with the method alone.
     """
 
+    part: nn.Module
+
     def __init__(self, module: nn.Module, part: nn.Module) -> None:
         super().__init__()
         self.module = module
-        object.__setattr__(self, "part", part)
+        self.__dict__["part"] = part
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         """What the method makes of the module; blocks tell their attention more than tokens."""
