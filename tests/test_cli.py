@@ -329,6 +329,17 @@ def test_memory_and_disk_are_no_bugs(run, fitted, photos, monkeypatch):
         assert code == 2 and words in err
 
 
+@pytest.mark.parametrize("method", viapt.list_methods())
+def test_every_method_fits_and_is_inspected(method, run, tmp_path, backbone, photos):
+    options = "--backbone", backbone, "--method", method, "--epochs", "1", "--batch-size", "8", "--lr", "1e-3"
+    code, out, err = run("fit", photos, "--out", tmp_path / "run", *options)
+    assert code == 0, err
+    assert "test accuracy" in out
+    code, out, err = run("inspect", tmp_path / "run", "--images", photos / "red")
+    assert code == 0, err
+    assert "head" in out
+
+
 def test_settings_reach_every_argument_of_every_method():
     """What a method's own defaults say as text is read back as these defaults."""
     for method in viapt.list_methods():

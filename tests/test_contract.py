@@ -80,6 +80,9 @@ class Sound(VPTDeep):
 
     Args:
         num_prompts: p.
+        projected_dim: h.
+        dropout: share left out.
+        shared: one P for all.
     """
 
     name = "third-party"

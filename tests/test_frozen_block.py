@@ -181,6 +181,15 @@ def test_a_weight_that_learns_gets_its_gradient() -> None:
     assert not frozen_linear.apply(copied, x).requires_grad
 
 
+def test_a_bias_that_learns_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the frozen weight beside it would let oneDNN serve."""
+    monkeypatch.setattr(frozen_linear, "onednn_serves", lambda x, weight: True)
+    x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(5, 8)
+    bias = torch.zeros(5, requires_grad=True)
+    frozen_linear.linear(x, weight, bias).sum().backward()
+    torch.testing.assert_close(bias.grad, torch.full((5,), 3.0))
+
+
 @pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # PyTorch's, while it traces
 def test_compiled_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
