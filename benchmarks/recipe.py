@@ -29,7 +29,8 @@ from viapt.data.packaged import load_task, split
 from viapt.evaluation import evaluate
 
 # Small, so that many seeds fit: 56 says as much as 98 of source pictures of 28 pixels.
-IMAGE_SIZE = {"elpv": 70, "silhouettes": 56, "fashion": 56, "orientation": 56, "count": 56}
+IMAGE_SIZE = {"elpv": 70, **dict.fromkeys(("silhouettes", "fashion", "orientation", "count"), 56)}
+IMAGE_SIZE |= dict.fromkeys(("stamps", "azimuth", "elevation", "distance"), 98)
 TASKS = ["elpv", "silhouettes", "fashion", "orientation"]
 
 

@@ -13,7 +13,7 @@ from viapt.cli import main
 from viapt.data.packaged import FetchStatus, PackagedTask, load_task
 
 
-def small_task(name: str) -> PackagedTask:
+def small_task(name: str, *_told: object) -> PackagedTask:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 16)
     images = (rng.integers(0, 40, (64, 32, 32, 3)) + 60 * labels[:, None, None, None]).astype(np.uint8)

