@@ -11,12 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from viapt.bench.jobs import Job, Outcome, work
 from viapt.errors import ConfigError
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Does jobs; entered before the first, and left after the last or when nobody wants them any more."""
 
