@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
@@ -141,8 +142,9 @@ class RayEngine:
     def __enter__(self) -> RayEngine:
         room = {"num_cpus": self.workers * self.threads} if self.address is None else {"address": self.address}
         try:
+            knock(self.address or "")
             self.ray.init(**room, log_to_driver=False, logging_level="error", include_dashboard=False)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"There is no Ray cluster at {self.address} ({error})") from error
         options = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": RETRIES, "max_calls": 1}
         self.task = self.ray.remote(**options)(work)
@@ -155,6 +157,17 @@ class RayEngine:
 
     def submit(self, job: Job) -> Future[dict[str, Any]]:
         return self.task.remote(job.to_dict(), self.threads).future()
+
+
+def knock(address: str) -> None:
+    """See whether anybody listens at "host:port": Ray would wait for minutes. Other forms of address are Ray's business.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 RETRIES = 3  # after the death of a node or process; a job that fails by itself is not repeated
