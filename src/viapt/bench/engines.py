@@ -160,7 +160,7 @@ class RayEngine:
 
 
 def knock(address: str) -> None:
-    """See whether anybody listens at "host:port": Ray would wait for minutes. Other forms of address are Ray's business.
+    """See whether anybody listens at "host:port", where Ray would wait for minutes; other addresses are Ray's business.
 
     Raises:
         OSError: nobody does.
