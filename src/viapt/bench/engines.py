@@ -6,17 +6,19 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from viapt.bench.jobs import Job, Outcome, work
 from viapt.errors import ConfigError
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Does jobs; entered before the first, and left after the last or when nobody wants them any more."""
 
@@ -140,8 +142,9 @@ class RayEngine:
     def __enter__(self) -> RayEngine:
         room = {"num_cpus": self.workers * self.threads} if self.address is None else {"address": self.address}
         try:
+            knock(self.address or "")
             self.ray.init(**room, log_to_driver=False, logging_level="error", include_dashboard=False)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"There is no Ray cluster at {self.address} ({error})") from error
         options = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": RETRIES, "max_calls": 1}
         self.task = self.ray.remote(**options)(work)
@@ -154,6 +157,17 @@ class RayEngine:
 
     def submit(self, job: Job) -> Future[dict[str, Any]]:
         return self.task.remote(job.to_dict(), self.threads).future()
+
+
+def knock(address: str) -> None:
+    """See whether anybody listens at "host:port", where Ray would wait for minutes; other addresses are Ray's business.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 RETRIES = 3  # after the death of a node or process; a job that fails by itself is not repeated

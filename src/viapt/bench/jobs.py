@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-import viapt
 from viapt.backbones.base import Preprocessing
 from viapt.bench.provenance import CODE, versions
 from viapt.caching import Cache, cached, chosen
@@ -148,7 +148,7 @@ def measured(job: Job) -> dict[str, Any]:
         "normalisation": {name: preprocessing.pop(name) for name in ("mean", "std")},
         "transforms": preprocessing | {"augmentation": job.augmentation},
         "optimizer": {name: history.protocol[name] for name in ("optimizer", "schedule")},
-        "viapt": viapt.__version__,
+        "viapt": version("viapt"),
         "device": describe_device(default_device()),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "remarks": sorted({str(remark.message) for remark in remarks}),
@@ -214,7 +214,7 @@ def data_sets(
     if job.read_test:
         transforms["test"] = evaluated
     return {
-        part: ImageDataset(source.select(indices[part]), transform, seed=job.seed)
+        part: ImageDataset(source.select(indices[part].tolist()), transform, seed=job.seed)
         for part, transform in transforms.items()
     }
 

@@ -80,9 +80,9 @@ class Display:
 
     def __init__(self, store: Store, protocol: Protocol, console: Console) -> None:
         self.store, self.protocol, self.console = store, protocol, console
-        self.live = Live(console=console, refresh_per_second=2, get_renderable=self.render)
         self.progress = Progress(0)
         self.table: RenderableType = ""
+        self.live = Live(console=console, refresh_per_second=2, get_renderable=self.render)
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:

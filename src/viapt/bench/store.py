@@ -90,8 +90,11 @@ class Store:
             raise ConfigError(f"The folder {folder} cannot be made ({error})") from error
         with self.guarded():
             self.connection = sqlite3.connect(self.path, timeout=patience, isolation_level=None)
-            self.connection.execute("PRAGMA synchronous = FULL")
-        self.prepare(create)
+        try:
+            self.prepare(create)
+        except BaseException:
+            self.connection.close()
+            raise
 
     def __enter__(self) -> Store:
         return self
@@ -101,6 +104,7 @@ class Store:
 
     def prepare(self, create: bool) -> None:
         """Make the tables in an empty file; refuse what is no file of ours."""
+        self.rows("PRAGMA synchronous = FULL")
         if create:
             with self.transaction() as tell:
                 if tell("SELECT count(*) FROM sqlite_master").fetchone() == (0,):

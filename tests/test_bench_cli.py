@@ -1,0 +1,140 @@
+"""`viapt bench run | show | export` on a terminal that is none."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from bench_cases import small_world
+from viapt.bench.jobs import Outcome
+from viapt.bench.protocol import Protocol
+from viapt.bench.runner import Progress
+from viapt.bench.shown import Display, clock, remarks, spread
+from viapt.bench.store import Cell, Store
+from viapt.cli import main
+
+SIZES = "--image-size 32 --train 40 --val 20 --test 30 --epochs 1 --batch-size 20 --precision float32 --threads 1"
+
+
+@pytest.fixture
+def backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return small_world(tmp_path)
+
+
+@pytest.fixture
+def bench(capsys):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(["bench", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_run_show_export(bench, backbone, tmp_path):
+    out, file = tmp_path / "out", tmp_path / "records.json"
+    (tmp_path / "cache" / "task-silhouettes.safetensors").unlink()
+    asked = ["--methods", "linear", "linear:lr=1e30;weight_decay=1e3", "--seeds", 0, 1, *SIZES.split()]
+    code, table, err = bench("run", "--out", out, "--backbone", backbone, "--tasks", "elpv", "silhouettes", *asked)
+    assert code == 1 and "Not available: silhouettes" in err and err.count("failed: Training stopped") == 2
+    assert "2 done, 2 failed, 0 open" in table and "on validation images" in table
+    rows = {line.split()[0]: line for line in table.splitlines() if line.startswith("linear")}
+    with Store(out) as store:
+        values = [100 * record["val_accuracy"] for record in store.records()]
+    assert f"{sum(values) / 2:.2f} ± {abs(values[0] - values[1]) / 2**0.5:.2f} (2)" in rows["linear"]
+    code, shown, err = bench("show", out)
+    assert code == 0 and shown.split() == table.split() and err.count("not finite") == 2
+    code, said, _ = bench("export", out, "--json", file)
+    assert code == 0 and said == f"{file}: 2 records\n"
+    assert [failure["times"] for failure in json.loads(file.read_text())["failures"]] == [1, 1]
+
+
+def test_all_problems_in_one_paragraph_and_nothing_started(bench, backbone, tmp_path):
+    out = tmp_path / "out"
+    methods = ["viapt:kept_dim=25", "viapt:num_prompts=2;num_instance_prompts=3", "vpt-dep", "linear:lr=x"]
+    more = ["--tasks", "elpv", "moon", "--image-size", 32, "sun=32", "big", "--trials", 2, "--search", "lr=1..0"]
+    code, _, err = bench("run", "--out", out, "--backbone", backbone, "--methods", *methods, *more)
+    assert code == 2 and not out.exists() and len(err.splitlines()) == 1
+    for words in (
+        "m = ",
+        "'vpt-dep'",
+        "'vpt-deep'",
+        "lr=x",
+        "'moon'",
+        "'sun'",
+        "--image-size big",
+        "LOW < HIGH",
+        "120",
+    ):
+        assert words.replace("m = ", "kept_dim = 25") in err, (words, err)
+    assert "num_instance_prompts = 3" in err and re.search(r"Error: \d+ problems, and nothing was started: \(1\)", err)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--epochs", 0, "--trials", -1], "epochs = 0, trials = -1"),
+        (["--search", "lr=0.1..1"], "space"),
+        (["--workers", 0], "--workers 0"),
+        (["--address", "auto"], "--address has no effect"),
+        (["--gpus", 1], "--gpus has no effect"),
+        (["--seeds", -1], "seed -1"),
+    ],
+)
+def test_options_that_cannot_be(bench, backbone, tmp_path, more, words):
+    given = ["run", "--out", tmp_path / "out", "--backbone", backbone, "--methods", "linear", "--tasks", "elpv"]
+    code, _, err = bench(*given, *SIZES.split(), *more)
+    assert code == 2 and words in err and not (tmp_path / "out").exists()
+
+
+def test_folders_without_results(bench, tmp_path):
+    for arguments in (("show", tmp_path), ("export", tmp_path, "--json", tmp_path / "x.json")):
+        code, _, err = bench(*arguments)
+        assert code == 2 and "holds no bench.sqlite" in err
+    Store(tmp_path, create=True).connection.close()
+    assert bench("show", tmp_path)[:2] == (0, "nothing was begun\n")
+    code, _, err = bench("export", tmp_path, "--json", tmp_path / "x.json")
+    assert code == 2 and "no results yet" in err and not (tmp_path / "x.json").exists()
+
+
+def test_the_live_table_says_how_things_are(tmp_path):
+    console = Console(force_terminal=True, width=120, record=True, file=io.StringIO())
+    cell = Cell("viapt", "elpv", 0)
+    record = {
+        "job": {}, "val": {"accuracy": 0.5}, "test": None, "learnable_parameters": 7, "seconds": 2.0,
+    }  # fmt: skip
+    with Store(tmp_path, create=True) as store:
+        store.expect({cell: "a", Cell("viapt", "fashion", 0): None})
+        with Display(store, Protocol(), console) as display:
+            store.settle("a", Outcome(record=record))
+            display.observe(Progress(wanted=3, done=1, failed=1), cell, Outcome(record=record))
+            console.print(display.render())
+    text = console.export_text()
+    assert "50.00 (1)" in text and "fashion" in text and "1 done, 0 done before, 1 failed, 1 open" in text
+
+
+def test_words():
+    assert spread([]) == "-" and spread([0.5]) == "50.00 (1)" and spread([0.5, 0.52]) == "51.00 ± 1.41 (2)"
+    assert clock(3723.4) == "1:02:03" and clock(59.6) == "0:01:00"
+
+
+def test_numbers_that_were_not_made_alike_are_told():
+    job = {"code": "a-m", "versions": {"torch": "2"}, "device": "cpu", "split_hash": "s"}
+    same = [
+        {"task": "elpv", "data_hash": "d", "job": job},
+        {"task": "elpv", "data_hash": "d", "job": job | {"code": "a-n"}},
+    ]
+    assert remarks(same) == []
+    other = {"task": "elpv", "data_hash": "e", "job": job | {"code": "b-m", "device": "cuda"}}
+    assert remarks([*same, other]) == [
+        "The numbers were made with 2 versions of the code.",
+        "The numbers were made with 2 kinds of device.",
+        "The numbers of elpv were made on 2 different data sets or splits.",
+    ]

@@ -1,0 +1,271 @@
+"""What is refused before anything starts, what a search asks, and which code counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench_cases import METHODS, VIAPT, small_plan, small_world, write_suite
+from viapt.bench import provenance
+from viapt.bench.entrants import Entrant
+from viapt.bench.plan import facts_of
+from viapt.bench.protocol import Protocol
+from viapt.bench.search import check_space, corners, search, space_of
+from viapt.cli.bench import parse_entrant, parse_range
+from viapt.data.packaged import PackagedTask
+from viapt.errors import ConfigError
+
+
+@pytest.fixture
+def backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return small_world(tmp_path)
+
+
+def task_of(labels, classes, name="toy"):
+    labels = np.array(labels)
+    return PackagedTask(name, np.zeros((len(labels), 2, 2, 3), np.uint8), labels, classes, "MIT", "toy 1", "0" * 64)
+
+
+def test_all_problems_are_said_at_once(backbone):
+    with pytest.raises(ConfigError) as caught:
+        small_plan(
+            backbone,
+            entrants=[
+                Entrant("viapt", {"kept_dim": 25}),  # m > d
+                Entrant("viapt", {"num_prompts": 3, "num_instance_prompts": 4}),  # lambda > p
+                Entrant("linear", training={"lr": -1.0}),
+                Entrant("linear", training={"lr": -1.0}),
+            ],
+            tasks=["elpv", "silhuettes"],
+            seeds=[0, 0, -1],
+            image_sizes={"elvp": 32},
+            val=3,
+        )
+    text = str(caught.value)
+    for words in (
+        ["9 problems, and nothing was started", "kept_dim", "24"],
+        ["num_instance_prompts", "lr = -1.0", "linear(lr=-1.0) is given twice"],
+        ["no task 'silhuettes'", "did you mean 'silhouettes'?", "no task 'elvp'"],
+        ["seed 0 is given twice", "The val part of 'elpv' (3 images) is too small for its 4 classes"],
+    ):
+        assert all(word in text for word in words), text
+
+
+def test_nothing_to_do_is_a_problem(backbone):
+    with pytest.raises(ConfigError, match="No methods"):
+        small_plan(backbone, entrants=[])
+
+
+def test_a_backbone_that_is_none_is_said_with_the_rest(backbone):
+    with pytest.raises(ConfigError, match=r"2 problems.*/nowhere/config.json.*no task 'nothing'"):
+        small_plan("local-dir:/nowhere", tasks=["nothing"])
+    with pytest.raises(ConfigError, match="33"):
+        small_plan(backbone, image_size=33)
+
+
+def test_tasks_that_are_no_tasks():
+    with pytest.raises(ConfigError, match="single class 'a'"):
+        facts_of(task_of([0] * 9, ["a"]), Protocol(train=3, val=3))
+    with pytest.raises(ConfigError, match="too small for its 3 classes: none of c"):
+        facts_of(task_of([0, 1] * 6, ["a", "b", "c"]), Protocol(train=4, val=4, test=0))
+    rare = task_of([0, 1] * 20 + [2, 2], ["a", "b", "c"])
+    facts_of(rare, Protocol(train=21, val=15, test=3))  # nobody reads the test part
+    with pytest.raises(ConfigError, match="test part"):
+        facts_of(rare, Protocol(train=21, val=15, test=3, read_test=True))
+
+
+def test_a_task_that_cannot_be_had_does_not_stop_the_others(backbone, tmp_path):
+    plan = small_plan(backbone, tasks=["elpv", "silhouettes"])
+    assert [task.name for task in plan.tasks] == ["elpv", "silhouettes"] and not plan.unavailable
+    (tmp_path / "cache" / "task-silhouettes.safetensors").unlink()
+    plan = small_plan(backbone, tasks=["elpv", "silhouettes"])
+    assert [task.name for task in plan.tasks] == ["elpv"] and list(plan.unavailable) == ["silhouettes"]
+
+
+def test_keys_follow_what_decides(backbone, tmp_path):
+    def key(entrant=METHODS[1], seed=0, **changes):
+        plan = small_plan(backbone, **changes)
+        return plan.job(entrant, plan.tasks[0], seed, read_test=False).key
+
+    first = key()
+    assert key(trials=2) == key(metric="mean_per_class_accuracy") == first
+    explicit = Entrant("viapt", VIAPT | {"initial_std": 0.01}, {"lr": 0.005})  # the defaults, said
+    assert key(explicit) == first
+    others = [key(seed=1), key(METHODS[0]), key(epochs=2), key(train=39), key(split_seed=1), key(precision="bfloat16")]
+    others += [key(Entrant("viapt", VIAPT | {"kept_dim": 5})), key(augmentation="light"), key(tasks=["silhouettes"])]
+    write_suite(tmp_path / "cache", ("silhouettes", "elpv"))  # other pictures under the same name
+    others.append(key())
+    assert len({first, *others}) == len(others) + 1
+
+
+def test_the_protocol_names_everything_that_is_out_of_range():
+    with pytest.raises(ConfigError, match="epochs = 0, augmentation = 'wild', trials = -1"):
+        Protocol(epochs=0, augmentation="wild", trials=-1)
+    with pytest.raises(ConfigError, match="space"):
+        Protocol(space={"lr": {"low": 0.1, "high": 1.0}})
+    protocol = Protocol(image_sizes={"elpv": 70}, trials=2, space={"lr": {"low": 0.1, "high": 1.0}})
+    assert Protocol.from_dict(protocol.to_dict()) == protocol
+    assert protocol.image_size_of("elpv") == 70 and protocol.image_size_of("fashion") == 98
+
+
+# Search
+
+
+def asked(space, start, trials, seed, value):
+    """The points of a search on a function, and its answer."""
+    steps, points = search(space, start, trials, seed), []
+    try:
+        point = next(steps)
+        while True:
+            points.append(point)
+            point = steps.send(value(point))
+    except StopIteration as end:
+        return points, end.value
+
+
+def test_a_search_is_repeatable_starts_at_the_defaults_and_finds_the_top():
+    space = {"lr": {"low": 1e-4, "high": 1.0, "log": True}, "kept_dim": {"choices": [8, 16, 32]}}
+    start = {"lr": 0.005, "kept_dim": 16, "clip": None}
+
+    def value(point):
+        return -abs(np.log10(point["lr"]) + 2) - (point["kept_dim"] != 32)
+
+    points, best = asked(space, start, 40, 0, value)
+    assert len(points) == 40 and points[0] == {"lr": 0.005, "kept_dim": 16}
+    assert best == max(points, key=value) and best["kept_dim"] == 32 and 0.003 < best["lr"] < 0.03
+    assert asked(space, start, 40, 0, value) == (points, best)
+    assert asked(space, start, 40, 1, value)[0][1:] != points[1:]
+    assert asked(space, {"lr": 5.0}, 3, 0, value)[0][0]["lr"] <= 1.0  # outside the space
+
+
+def test_trials_that_fail_count_and_are_not_chosen():
+    space = {"lr": {"low": 0.0, "high": 1.0}}
+    points, best = asked(space, {}, 6, 0, lambda point: None if point["lr"] > 0.5 else point["lr"])
+    good = [point for point in points if point["lr"] <= 0.5]
+    assert len(points) == 6 and 0 < len(good) < 6 and best == max(good, key=lambda point: point["lr"])
+    assert asked(space, {}, 3, 0, lambda _: None)[1] is None
+
+
+def test_each_method_searches_what_it_has():
+    space = {
+        "lr": {"low": 0.1, "high": 1},
+        "kept_dim": {"choices": [1, 2]},
+        "vpt-deep.num_prompts": {"choices": [3, 4]},
+    }
+    protocol = Protocol(trials=3, space=space)
+    found = {name: list(space_of(Entrant(name), protocol)) for name in ("linear", "vpt-deep", "viapt")}
+    assert found == {"linear": ["lr"], "vpt-deep": ["lr", "num_prompts"], "viapt": ["lr", "kept_dim"]}
+    assert list(space_of(Entrant("linear"), Protocol(trials=1))) == ["lr", "weight_decay"]
+    assert space_of(Entrant("linear"), Protocol()) == {}
+    assert list(corners({})) == [{}] and len(list(corners(space))) == 8
+
+
+def test_a_search_through_impossible_settings_is_refused(backbone):
+    space = {"viapt.kept_dim": {"low": 0, "high": 99, "log": False}, "lr": {"low": 0.1, "high": 1.0}}
+    with pytest.raises(ConfigError, match="99"):
+        small_plan(backbone, trials=2, space=space)
+    with pytest.raises(ConfigError, match="both given and searched"):
+        small_plan(backbone, trials=2, space={"kept_dim": {"choices": [1, 2]}, "lr": {"low": 0.1, "high": 1.0}})
+    with pytest.raises(ConfigError, match=r"Nothing to search"):
+        small_plan(backbone, trials=2, space={"initial_std": {"low": 0.1, "high": 1.0}})
+    with pytest.raises(ConfigError, match=r"No method has 'vpt-deep\.num_prompts'"):
+        small_plan(
+            backbone, trials=2, space={"vpt-deep.num_prompts": {"choices": [1, 2]}, "lr": {"low": 0.1, "high": 1.0}}
+        )
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"lrr": {"low": 1, "high": 2}}, "did you mean 'lr'"),
+        ({"linear.kept_dim": {"choices": [1, 2]}}, "kept_dim"),
+        ({"lr": {"low": 2, "high": 1}}, "LOW < HIGH"),
+        ({"lr": {"low": 0, "high": 1, "log": True}}, "above 0"),
+        ({"lr": {"choices": [1]}}, "two choices"),
+    ],
+)
+def test_spaces_that_are_none(space, words):
+    with pytest.raises(ConfigError, match=words):
+        check_space(space)
+
+
+# Text
+
+
+@given(st.floats(1e-6, 1.0), st.integers(0, 9), st.sampled_from(["running", "random"]), st.booleans())
+def test_methods_as_text(lr, m, reduction, shared):
+    text = f"viapt:lr={lr!r};kept_dim={m};reduction={reduction};shared_basis={shared};generator_kernels=1,5"
+    entrant = parse_entrant(text)
+    expected = {"kept_dim": m, "reduction": reduction, "shared_basis": shared, "generator_kernels": (1, 5)}
+    assert entrant == Entrant("viapt", expected, {"lr": lr})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("viapd", "did you mean 'viapt'"),
+        ("viapt:", "key=value"),
+        ("viapt:kept=3", "kept_dim"),
+        ("viapt:kept_dim=x", "a whole number"),
+        ("linear:lr=fast", "for lr, a number"),
+        ("linear:lr=1;lr=2", "twice"),
+        ("linear:num_prompts=1", "no settings"),
+    ],
+)
+def test_methods_that_are_none(text, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_entrant(text)
+
+
+@given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.booleans())
+def test_ranges_as_text(low, high, log):
+    found = parse_range(f"{low!r}..{high!r}{':log' if log else ''}")
+    assert found == {"low": low, "high": high, "log": log}
+
+
+def test_choices_as_text():
+    assert parse_range("8, 1e-2,none,true,running") == {"choices": [8, 0.01, None, True, "running"]}
+    assert parse_range("1..8") == {"low": 1, "high": 8, "log": False}
+    for text in ("1..x", "true..2", "1..2:exp", "1.."):
+        with pytest.raises(ConfigError, match="is no range"):
+            parse_range(text)
+
+
+def test_names():
+    assert Entrant("viapt").name == Entrant("viapt", {"num_prompts": 10}).name == "viapt"
+    assert Entrant("viapt", {"kept_dim": 32}, {"lr": 0.1}).name == "viapt(kept_dim=32, lr=0.1)"
+    assert Entrant("viapt", {"kept_dim": 32}).at({"lr": 0.1, "num_prompts": 3}) == Entrant(
+        "viapt", {"kept_dim": 32, "num_prompts": 3}, {"lr": 0.1}
+    )
+
+
+# Which code counts
+
+
+def test_code_is_compared_without_comments_docstrings_and_layout(tmp_path):
+    def code(text):
+        path = tmp_path / "x.py"
+        path.write_text(text)
+        return provenance.code_of(path)
+
+    first = code('"""Doc."""\ndef f(x):\n    """Doc."""\n    return x + 1  # why\n')
+    assert code("def f(x):\n\n    return (x\n      + 1)\n") == first
+    assert code('def f(x):\n    """Only this."""\n') == code("def f(x):\n    pass\n")
+    assert code("def f(x):\n    return x + 2\n") != first
+
+
+def test_which_files_count():
+    counted = {str(p.relative_to(provenance.PACKAGE)) for p in provenance.PACKAGE.rglob("*.py") if provenance.counts(p)}
+    assert {"training.py", "reduction.py", "data/packaged.py", "methods/base.py", "bench/jobs.py"} <= counted
+    assert not {"cli/fit.py", "methods/viapt.py", "methods/vpt.py", "bench/store.py", "report/plots.py"} & counted
+    assert [path.name for path in provenance.own_files("viapt")] == ["viapt.py"]
+    shared = {code.partition("-")[0] for code in provenance.CODE.values()}
+    assert len(shared) == 1 and provenance.CODE["viapt"] != provenance.CODE["linear"]
+    assert all(
+        (provenance.PACKAGE / room).exists() or (provenance.PACKAGE / f"{room}.py").exists()
+        for room in provenance.IDLE - {"serve"}
+    )

@@ -1,0 +1,304 @@
+"""Runs: the numbers of plain code, nothing done twice, and nothing lost by failures, kills and interruptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import viapt
+from bench_cases import METHODS, VIAPT, small_plan, small_run, small_world
+from viapt.bench.engines import LocalEngine
+from viapt.bench.entrants import Entrant
+from viapt.bench.jobs import Job, measured, work
+from viapt.bench.plan import CODE
+from viapt.bench.records import export, load_records, load_scores, stored_scores
+from viapt.bench.runner import Cell, continued, run
+from viapt.bench.store import Store
+from viapt.data.packaged import load_task, split
+from viapt.data.transforms import eval_transform
+from viapt.errors import ArtifactError, ConfigError
+
+
+@pytest.fixture
+def backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIAPT_CACHE", str(tmp_path / "cache"))
+    return small_world(tmp_path)
+
+
+class InProcess:
+    """Does jobs here and now, and counts them; may be told to fail, or to be interrupted."""
+
+    def __init__(self, limit: int = 1000, fails: str = "") -> None:
+        self.jobs: list[Job] = []
+        self.limit, self.fails = limit, fails
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, job: Job) -> Future[dict[str, Any]]:
+        if len(self.jobs) == self.limit:
+            raise KeyboardInterrupt
+        self.jobs.append(job)
+        future: Future[dict[str, Any]] = Future()
+        if job.method == self.fails:
+            future.set_exception(ConnectionError("the node is gone"))
+        else:
+            accuracy = 1 / (1 + abs(job.training["lr"] - 0.01)) if not job.read_test else 0.5
+            found = {"accuracy": accuracy, "mean_per_class_accuracy": accuracy / 2}
+            record = {"job": job.to_dict(), "val": found, "test": found if job.read_test else None, "seconds": 1.0}
+            record |= {"learnable_parameters": 3, "peak_memory_mib": 1.0, "data_hash": job.data_hash}
+            future.set_result({"record": record, "cause": "", "trace": ""})
+        return future
+
+
+def test_a_job_measures_what_plain_code_measures(backbone):
+    plan = small_plan(backbone, epochs=2)
+    job = replace(plan.job(METHODS[1], plan.tasks[0], 3, read_test=True))
+    record = measured(job)
+
+    task = load_task("elpv")
+    parts = split(task, 40, 20, 30, seed=0)
+    model = viapt.create_model(backbone, "viapt", classes=task.classes, precision="float32", seed=3, **VIAPT)
+    transform = eval_transform(model.backbone.preprocessing)
+    from PIL import Image
+
+    images = torch.stack([transform(Image.fromarray(image)) for image in np.ascontiguousarray(task.images)])
+    labels = torch.from_numpy(task.labels)
+    train = torch.utils.data.TensorDataset(images[parts["train"]], labels[parts["train"]])
+    history = viapt.fit(model, train, epochs=2, batch_size=20, seed=3, progress=False)
+    with torch.inference_mode():
+        right = model(images).argmax(1) == labels
+    for part in ("val", "test"):
+        mine = right[parts[part]].double()
+        accuracies = [mine[labels[parts[part]] == label].mean() for label in range(4)]
+        assert record[part]["accuracy"] == record[f"{part}_accuracy"] == pytest.approx(float(mine.mean()))
+        assert record[part]["mean_per_class_accuracy"] == pytest.approx(float(sum(accuracies) / 4))
+    assert record["train_loss"] == history.epochs[-1].train_loss
+    assert record["learnable_parameters"] == sum(p.numel() for p in model.method.parameters())
+    assert record["head_parameters"] == 24 * 4 + 4
+    assert record["data_hash"] == task.content_hash and record["normalisation"] == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert record["transforms"]["augmentation"] == "none" and record["job"] == job.to_dict()
+
+
+def test_linear_probing_on_cached_features_is_linear_probing(backbone, tmp_path):
+    plan = small_plan(backbone)
+    job = plan.job(METHODS[0], plan.tasks[0], 0, read_test=True)
+    first, again = measured(job), measured(job)
+    assert len(list((tmp_path / "cache" / "embedded").iterdir())) >= 3  # train, val, test
+    assert first["test"] == again["test"]
+    task = load_task("elpv")
+    model = viapt.create_model(backbone, "linear", classes=task.classes, precision="float32", seed=0)
+    assert first["learnable_parameters"] == 0 and first["head_parameters"] == sum(
+        tensor.numel() for tensor in model.learnable().values()
+    )
+
+
+def test_a_job_refuses_other_code_data_and_devices(backbone):
+    plan = small_plan(backbone)
+    job = plan.job(METHODS[0], plan.tasks[0], 0, read_test=False)
+    for changes, words in (
+        ({"code": "0-0"}, "code"),
+        ({"device": "cuda"}, "planned with cuda"),
+        ({"versions": job.versions | {"torch": "1.0"}}, "planned with 1.0"),
+        ({"data_hash": "0"}, "The data of 'elpv'"),
+        ({"split_hash": "0"}, "The split of 'elpv'"),
+    ):
+        outcome = work(replace(job, **changes).to_dict(), torch.get_num_threads())
+        assert outcome["record"] is None and words in outcome["cause"], outcome["cause"]
+
+
+def test_processes_do_jobs_once_and_failures_stop_nobody(backbone, tmp_path):
+    out = tmp_path / "out"
+    bad = Entrant("linear", training={"lr": 1e30, "weight_decay": 1e3})
+    entrants = [bad, *METHODS]
+    progress = small_run(out, backbone, workers=2, entrants=entrants)
+    assert (progress.done, progress.failed, progress.skipped) == (4, 2, 0)
+    assert all("not finite" in cause for cause in progress.causes.values())
+    with Store(out) as store:
+        assert [failure.cell.seed for failure in store.failures()] == [0, 1]
+        before = store.records()
+        assert "Traceback" in store.failures()[0].trace
+        assert len({record["key"] for record in before}) == 4 and all(
+            record["peak_memory_mib"] > 50 for record in before
+        )
+    engine = InProcess()
+    progress = run(small_plan(backbone, entrants=entrants), out, engine)
+    assert (progress.done, progress.failed, progress.skipped) == (2, 0, 4) and len(engine.jobs) == 2
+    with Store(out) as store:
+        assert not store.failures() and len(store.records()) == 6
+        assert all(record in store.records() for record in before)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(backbone, tmp_path):
+    plan = small_plan(backbone, trials=3, entrants=[Entrant("linear"), Entrant("viapt", VIAPT)])
+    whole = InProcess()
+    run(plan, tmp_path / "whole", whole)
+    first, second = InProcess(limit=5), InProcess()
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "out", first)
+    progress = run(plan, tmp_path / "out", second)
+    stored = 4  # of the five that were submitted, one was on its way
+    assert progress.skipped >= stored - 1 and progress.open == 0
+    assert {job.key for job in first.jobs + second.jobs} == {job.key for job in whole.jobs}
+    third = InProcess()
+    assert run(plan, tmp_path / "out", third).skipped == progress.wanted and not third.jobs
+    with Store(tmp_path / "out") as one, Store(tmp_path / "whole") as other:
+        assert one.records() == other.records() and not one.open_cells()
+
+
+def test_a_search_is_equal_for_all_reads_no_test_and_decides_the_final_runs(backbone, tmp_path):
+    engine = InProcess()
+    plan = small_plan(backbone, trials=5, read_test=True)
+    assert run(plan, tmp_path, engine).done == 2 * (5 + 2)
+    with Store(tmp_path) as store:
+        records = store.records()
+    for entrant in METHODS:
+        mine = [record for record in records if record["method"] == entrant.name]
+        trials, final = ([r for r in mine if (r["trial"] >= 0) == wanted] for wanted in (True, False))
+        assert len(trials) == 5 and {record["job"]["training"]["epochs"] for record in mine} == {1}
+        assert not any(record["test"] or record["job"]["read_test"] for record in trials)
+        best = max(trials, key=lambda record: record["val"]["accuracy"])
+        for record in final:
+            assert record["test"] and record["job"]["training"] == best["job"]["training"]
+        assert [record["seed"] for record in final] == [0, 1]
+
+
+def test_a_test_split_is_read_by_one_job_only(backbone, tmp_path, monkeypatch):
+    plan = small_plan(backbone, read_test=True, seeds=[0])
+    run(plan, tmp_path, InProcess())
+    with Store(tmp_path) as store:
+        before = store.records()
+    monkeypatch.setitem(CODE, "viapt", "another-code")
+    engine = InProcess()
+    progress = run(small_plan(backbone, read_test=True, seeds=[0, 1]), tmp_path, engine)
+    assert [(job.method, job.seed) for job in engine.jobs] == [("linear", 1), ("viapt", 1)]
+    ((cell, cause),) = progress.causes.items()
+    assert cell == Cell(METHODS[1].name, "elpv", 0) and "read on" in cause and "another-code" in cause
+    with Store(tmp_path) as store:
+        assert all(record in store.records() for record in before)
+
+
+def test_methods_that_are_the_same_share_their_job(backbone, tmp_path):
+    same = [Entrant("viapt", {"kept_dim": 0} | more) for more in ({}, {"num_instance_prompts": 0})]
+    engine = InProcess()
+    progress = run(small_plan(backbone, entrants=same), tmp_path, engine)
+    assert progress.done == 4 and len(engine.jobs) == 2
+    with Store(tmp_path) as store:
+        assert len({record["method"] for record in store.records()}) == 2
+
+
+def test_lost_jobs_are_failures(backbone, tmp_path):
+    progress = run(small_plan(backbone, trials=2), tmp_path, InProcess(fails="viapt"))
+    assert progress.done + progress.skipped == 4 and progress.failed == 4 and progress.open == 0
+    causes = set(progress.causes.values())
+    assert causes == {"ConnectionError: the node is gone", "No trial of the search succeeded"}
+
+
+def test_one_runner_and_one_protocol_for_a_folder(backbone, tmp_path):
+    class Nested(InProcess):
+        def submit(self, job: Job) -> Future[dict[str, Any]]:
+            with pytest.raises(ConfigError, match="Another process runs jobs"):
+                run(plan, tmp_path, InProcess())
+            return super().submit(job)
+
+    plan = small_plan(backbone)
+    assert run(plan, tmp_path, Nested()).done == 4
+    with pytest.raises(ConfigError, match="epochs 1 there, 7 here"):
+        run(small_plan(backbone, epochs=7), tmp_path, InProcess())
+    asked = replace(plan.protocol, precision="auto")
+    assert continued(asked, tmp_path).precision == "float32"
+    assert continued(asked, tmp_path / "new").precision == "auto"
+    assert continued(replace(asked, precision="bfloat16"), tmp_path).precision == "bfloat16"
+
+
+def test_exported_records_give_the_same_scores(backbone, tmp_path):
+    run(small_plan(backbone, trials=2, read_test=True), tmp_path / "out", InProcess())
+    path = tmp_path / "kept" / "records.json"
+    with Store(tmp_path / "out") as store:
+        assert export(store, path) == 8
+        protocol, records = load_records(path)
+        assert protocol == store.protocol() and records == store.records()
+    scores = load_scores(path)
+    assert scores == stored_scores(tmp_path / "out") and len(scores) == 8
+    assert {(score.part, score.metric, score.value) for score in scores if score.part == "test"} == {
+        ("test", "accuracy", 0.5)
+    }
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(ArtifactError, match="no exported records"):
+        load_scores(path)
+
+
+# Processes that die
+
+
+class Deadly(LocalEngine):
+    """The first job would go on for hours, and is killed once its process is there."""
+
+    def submit(self, job: Job) -> Future[dict[str, Any]]:
+        if not hasattr(self, "killer"):
+            job = replace(job, training=job.training | {"epochs": 10**6})
+            self.killer = threading.Thread(target=self.kill)
+            self.killer.start()
+        return super().submit(job)
+
+    def kill(self) -> None:
+        while not self.processes:
+            time.sleep(0.01)
+        (process,) = self.processes
+        os.kill(process.pid or 0, signal.SIGKILL)
+
+
+def test_a_killed_process_takes_its_job_alone(backbone, tmp_path):
+    plan = small_plan(backbone, entrants=[METHODS[0]], seeds=[0, 1, 2])
+    progress = run(plan, tmp_path, Deadly(1, threads=1))
+    assert (progress.done, progress.failed) == (2, 1)
+    assert "SIGKILL" in progress.causes[Cell("linear", "elpv", 0)]
+    engine = InProcess()
+    assert run(plan, tmp_path, engine).done == 1 and [job.seed for job in engine.jobs] == [0]
+
+
+def command(backbone: str, out: Path, *more: str) -> list[str]:
+    sizes = "--image-size 32 --train 40 --val 20 --test 30 --epochs 1 --batch-size 20 --precision float32 --threads 1"
+    methods = ["--methods", "linear", "viapt:num_prompts=3;num_instance_prompts=1;kept_dim=4;calibration_steps=1"]
+    given = ["--backbone", backbone, "--out", str(out), *methods, "--tasks", "elpv", *sizes.split(), *more]
+    return [sys.executable, "-m", "viapt", "bench", "run", *given]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_is_resumed_by_the_same_command(backbone, tmp_path, number):
+    out, seeds = tmp_path / "out", [str(seed) for seed in range(6)]
+    asked = command(backbone, out, "--seeds", *seeds)
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        code, rest = process.wait(), process.stderr.read()
+    assert line.startswith("1/12  linear, elpv, seed 0: val 0."), line
+    assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert ("run the same command to resume" in rest) == (number == signal.SIGINT)
+    assert not psutil.wait_procs(children, timeout=60)[1]
+    with Store(out) as store:
+        before = store.records()
+        assert 1 <= len(before) < 12 and len(store.open_cells()) == 12 - len(before)
+    done = subprocess.run(asked, capture_output=True, text=True)
+    assert done.returncode == 0 and "12 done, 0 failed, 0 open" in done.stdout, done.stderr
+    assert len(done.stderr.splitlines()) == 12 - len(before)
+    with Store(out) as store:
+        assert all(record in store.records() for record in before)
