@@ -140,6 +140,7 @@ def heat_map(values: Float[np.ndarray, "methods tasks"], methods: Sequence[str],
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     for edge in axes.spines.values():
         edge.set_visible(False)
+    figure.set_layout_engine("constrained", h_pad=0.08)
     beyond = "both" if len(finite) and finite.max() > limit else "neither"
     bar = figure.colorbar(image, ax=axes, extend=beyond, aspect=12 if len(methods) < 8 else 24)
     bar.set_label("points above the\ntask's median", color=INK, fontsize=POINTS)

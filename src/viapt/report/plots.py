@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#222222", "#d8d8d8"
-SIZE = (5.2, 3.9)  # inches
+SIZE, DPI = (5.2, 3.9), 150  # inches, and dots per inch
 
 
 def lines(series: Mapping[str, Sequence[float] | None], *, x: str, y: str, percent: bool = False) -> bytes:
@@ -74,7 +74,7 @@ def accuracy_against_parameters(
     rows = sum(name.count("\n") + 1 for name in names.values()) + frontier
     width, height = SIZE
     figure, axes = panel(x, y, size=(width, height + 0.2 * max(0, rows - 3)))
-    scale_from_zero(axes, [point.parameters for point in points.values()])
+    scale_from_zero(axes, [float(point.parameters) for point in points.values()])
     edges = [100 * edge for point in points.values() for edge in point[1:] if not math.isnan(edge)]
     axes.set_ylim(min(edges) - 2, max(edges) + 2)
     if frontier:
@@ -126,7 +126,7 @@ def scale_from_zero(axes: Axes, counts: Sequence[float]) -> None:
 def side_by_side(axes: Axes, points: Mapping[str, Point], apart: float = 0.14) -> dict[str, float]:
     """Inches by which to move points to the side, so that none hides another's marker or interval."""
     x, y = (edges_to_inches(axis) for axis in (axes.get_xaxis(), axes.get_yaxis()))
-    at = {name: x(point.parameters) for name, point in points.items()}
+    at = {name: x(float(point.parameters)) for name, point in points.items()}
     spans = {name: marked(point, y) for name, point in points.items()}
     crowds: list[list[str]] = []
     for name in sorted(points, key=at.__getitem__):
@@ -241,5 +241,5 @@ def blank(columns: int) -> tuple[Figure, list[Axes]]:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, without a date in it: equal figures give equal bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
