@@ -11,8 +11,8 @@ from viapt.bench.statistics import ALPHA, Comparison, Ranking, half_width, prese
 
 GENERAL = (
     "Intervals are Student's t over seeds: they speak of new seeds on the same tasks, not of other tasks.",
-    "Runs on one task are not independent of each other as different tasks are: p over runs speaks of these tasks "
-    "alone, and is too small if read for tasks in general; p over tasks is the cautious one.",
+    "Runs on one task resemble each other: p over runs speaks of these tasks alone, and is too small if read for tasks "
+    "in general; p over tasks is the cautious one.",
 )
 
 

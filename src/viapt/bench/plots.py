@@ -17,6 +17,7 @@ from viapt.report.plots import FAINT, INK, panel, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Rectangle
 
 POINTS, LINE = 9, 0.17  # of text, and inches from line to line
 AXIS = 4.6  # inches, of the axis of ranks
@@ -116,7 +117,7 @@ def heat_map(values: Float[np.ndarray, "methods tasks"], methods: Sequence[str],
         values: in [0, 1]; NaN where nothing was measured: hatched.
         methods, tasks: names of rows and columns.
     """
-    rows, columns = [textwrap.fill(name, 32) for name in methods], [textwrap.fill(name, 22) for name in tasks]
+    rows, columns = [textwrap.fill(name, 44) for name in methods], [textwrap.fill(name, 22) for name in tasks]
     line = 0.1 + max(height(name) for name in rows)
     upright = max(map(inches, columns)) < 0.62
     heading = max(map(height, columns)) if upright else max(map(inches, columns))
@@ -129,19 +130,19 @@ def heat_map(values: Float[np.ndarray, "methods tasks"], methods: Sequence[str],
     axes.grid(False)
     for row, column in np.ndindex(*values.shape):
         value = values[row, column]
-        strong = abs(away[row, column]) > 0.6 * limit
-        ink = "white" if strong else INK
         if math.isnan(value):
             axes.add_patch(hatched(column, row))
-        else:
-            axes.text(column, row, f"{100 * value:.1f}", ha="center", va="center", color=ink, fontsize=POINTS)
+            continue
+        ink = ink_on(*image.to_rgba(np.array([away[row, column]]))[0, :3])
+        axes.text(column, row, f"{100 * value:.1f}", ha="center", va="center", color=ink, fontsize=POINTS)
     axes.set_xticks(range(len(tasks)), columns, rotation=0 if upright else 90, fontsize=POINTS)
     axes.set_yticks(range(len(methods)), rows, fontsize=POINTS)
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     for edge in axes.spines.values():
         edge.set_visible(False)
+    figure.set_layout_engine("constrained", h_pad=0.08)
     beyond = "both" if len(finite) and finite.max() > limit else "neither"
-    bar = figure.colorbar(image, ax=axes, extend=beyond, fraction=0.3, aspect=14, shrink=0.9)
+    bar = figure.colorbar(image, ax=axes, extend=beyond, aspect=12 if len(methods) < 8 else 24)
     bar.set_label("points above the\ntask's median", color=INK, fontsize=POINTS)
     bar.ax.tick_params(labelsize=POINTS, colors=INK)
     return png(figure)
@@ -152,7 +153,12 @@ def medians(values: Float[np.ndarray, "methods tasks"]) -> Float[np.ndarray, " t
     return np.array([np.median(column[~np.isnan(column)]) for column in values.T])
 
 
-def hatched(column: int, row: int):
+def ink_on(red: float, green: float, blue: float) -> str:
+    """The ink that is legible there."""
+    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45 else INK
+
+
+def hatched(column: int, row: int) -> Rectangle:
     """A cell without a value."""
     from matplotlib.patches import Rectangle
 

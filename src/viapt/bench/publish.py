@@ -21,7 +21,9 @@ from viapt.errors import ConfigError, DataError
 from viapt.report.plots import Point, accuracy_against_parameters
 from viapt.report.rendering import Plot, check_libraries, render, write_pictures
 
-TYPES = {"str": str, "int": int, "float": (int, float)}
+CASTS: dict[str, type] = {
+    field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in fields(Score)
+}
 
 
 def write_report(
@@ -184,18 +186,17 @@ def read_scores(path: Path) -> tuple[list[Score], dict[str, Any]]:
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"{path}: {'; '.join(problems[:10])}{more}", expected="the fields of viapt.bench.scores.Score")
-    return [Score(**entry) for entry in entries], protocol
+    return [Score(**{name: CASTS[name](value) for name, value in entry.items()}) for entry in entries], protocol
 
 
 def wrong_in(entry: Any) -> list[str]:
     """What keeps a JSON value from being a score."""
     if not isinstance(entry, dict):
         return ["no object"]
-    types = {field.name: TYPES[str(field.type)] for field in fields(Score)}
-    found = [f"{name} is missing" for name in types if name not in entry]
-    found += [f"{name} is unknown" for name in entry if name not in types]
-    return found + [
-        f"{name} is {entry[name]!r}"
-        for name, kind in types.items()
-        if name in entry and (not isinstance(entry[name], kind) or isinstance(entry[name], bool))
-    ]
+    found = [f"{name} is missing" for name in CASTS if name not in entry]
+    found += [f"{name} is unknown" for name in entry if name not in CASTS]
+    for name in CASTS.keys() & entry.keys():
+        kind, value = CASTS[name], entry[name]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            found.append(f"{name} is {value!r}, not {kind.__name__}")
+    return sorted(found)

@@ -74,7 +74,7 @@ class SignedRank:
         p: None without pairs; 1 when all differences are zero.
         pairs: all of them.
         zeros: pairs without a difference: they are ranked, and have no sign (Pratt, 1959).
-        how: the distribution of the statistic.
+        how: "exact", "exact, with ties", "approximate", "no difference" or "no pairs".
     """
 
     p: float | None
@@ -105,7 +105,7 @@ def signed_rank(differences: Float[np.ndarray, " pairs"]) -> SignedRank:
         found: Any = stats.permutation_test((signed,), np.sum, **options)  # wilcoxon's own takes minutes
         how = "exact, with ties"
     else:
-        how = "normal approximation" if tied or n > EXACT else "exact"
+        how = "approximate" if tied or n > EXACT else "exact"
         method = "exact" if how == "exact" else "asymptotic"
         found = stats.wilcoxon(rounded, zero_method="pratt", correction=True, method=method)
     return SignedRank(min(1.0, float(found.pvalue)), n, zeros, how)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from viapt.bench.grid import Cost, Grid, measured
-from viapt.bench.statistics import Comparison, Mean, Ranking, SignedRank, mean_over_seeds, mean_over_tasks
+from viapt.bench.statistics import Comparison, Mean, Ranking, mean_over_seeds, mean_over_tasks
 
 Cell = str | int | float | Mean | None
 Kind = Literal["text", "percent", "points", "count", "rank", "p", "number"]
@@ -28,11 +28,13 @@ class Column:
         kind: how cells are written. "percent" and "points" are shares, or means of shares, shown times 100; CSV keeps
             shares.
         seeds: for columns of means: of how many seeds they should be; a mean of another number says so.
+        unit: what is counted: for means over tasks, seeds that all of these tasks have.
     """
 
     heading: str
     kind: Kind = "text"
     seeds: int | None = None
+    unit: Literal["seed", "complete seed"] = "seed"
 
     @property
     def is_number(self) -> bool:
@@ -68,7 +70,7 @@ class Column:
         """On how many seeds a mean stands, if not on as many as others."""
         if mean.count == self.seeds:
             return ""
-        return {0: " (no complete seed)", 1: " (1 seed)"}.get(mean.count, f" ({mean.count} seeds)")
+        return f" ({mean.count or 'no'} {self.unit}{'' if mean.count == 1 else 's'})"
 
 
 def signed(share: float, kind: Kind) -> str:
@@ -144,10 +146,11 @@ def accuracy_table(grid: Grid) -> Table:
     """Means over seeds for each task, and over tasks; every mean over fewer tasks than all has a column of its own."""
     seeds, shared, all_tasks = len(grid.seeds), grid.shared, len(grid.tasks)
     columns = [Column("method"), *(Column(task, "percent", seeds) for task in grid.tasks)]
-    columns.append(Column(f"mean of all {all_tasks} tasks", "percent", seeds))
+    columns.append(Column(f"mean of all {all_tasks} tasks", "percent", seeds, "complete seed"))
     partial = 0 < shared.sum() < all_tasks
     if partial:
-        columns.append(Column(f"mean of the {shared.sum()} of {all_tasks} tasks that all have", "percent", seeds))
+        heading = f"mean of the {shared.sum()} of {all_tasks} tasks that all have"
+        columns.append(Column(heading, "percent", seeds, "complete seed"))
     rows = []
     for method in by_mean(grid):
         own = grid.of(method)
@@ -166,13 +169,13 @@ def comparison_table(comparisons: Sequence[Comparison], reference: str, grid: Gr
     columns = [
         Column("method"),
         Column("tasks", "count"),
-        Column("difference, points", "points", len(grid.seeds)),
-        Column("better / equal / worse runs"),
+        Column("difference, points", "points", len(grid.seeds), "complete seed"),
+        Column("runs better / equal / worse"),
         Column("p, runs", "p"),
         Column("Holm, runs", "p"),
         Column("p, tasks", "p"),
         Column("Holm, tasks", "p"),
-        Column("how"),
+        Column("how, runs / tasks"),
     ]
     rows: list[list[Cell]] = [
         [
@@ -184,7 +187,7 @@ def comparison_table(comparisons: Sequence[Comparison], reference: str, grid: Gr
             c.runs_holm,
             c.by_task.p,
             c.by_task_holm,
-            in_words(c.runs, c.by_task),
+            f"{c.runs.how} / {c.by_task.how}",
         ]
         for c in sorted(comparisons, key=lambda c: -c.difference.value if c.difference else float("inf"))
     ]
@@ -193,11 +196,6 @@ def comparison_table(comparisons: Sequence[Comparison], reference: str, grid: Gr
         "p of two-sided Wilcoxon signed-rank tests over runs (task and seed) and over tasks, alone and corrected (Holm)"
     )
     return Table("comparison", f"Compared with {reference}", caption, columns, rows)
-
-
-def in_words(runs: SignedRank, by_task: SignedRank) -> str:
-    """How the two tests were computed."""
-    return runs.how if runs.how == by_task.how else f"runs: {runs.how}; tasks: {by_task.how}"
 
 
 def rank_table(ranking: Ranking) -> Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,12 +16,13 @@ from jaxtyping import Float, Int, UInt8
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#222222", "#d8d8d8"
-SIZE = (5.2, 3.9)  # inches
+SIZE, DPI = (5.2, 3.9), 150  # inches, and dots per inch
 
 
 def lines(series: Mapping[str, Sequence[float] | None], *, x: str, y: str, percent: bool = False) -> bytes:
@@ -73,7 +74,9 @@ def accuracy_against_parameters(
     rows = sum(name.count("\n") + 1 for name in names.values()) + frontier
     width, height = SIZE
     figure, axes = panel(x, y, size=(width, height + 0.2 * max(0, rows - 3)))
-    scale_from_zero(axes, [point.parameters for point in points.values()])
+    scale_from_zero(axes, [float(point.parameters) for point in points.values()])
+    edges = [100 * edge for point in points.values() for edge in point[1:] if not math.isnan(edge)]
+    axes.set_ylim(min(edges) - 2, max(edges) + 2)
     if frontier:
         best = running_best(points.values())
         counts, values = [point.parameters for point in best], [100 * point.value for point in best]
@@ -95,8 +98,6 @@ def accuracy_against_parameters(
             label=names[name],
             transform=axes.transData + ScaledTranslation(aside[name], 0, figure.dpi_scale_trans),
         )
-    edges = [100 * edge for point in points.values() for edge in point[1:] if not math.isnan(edge)]
-    axes.set_ylim(min(edges) - 2, max(edges) + 2)
     figure.legend(loc="outside upper left", frameon=False, labelcolor=INK)
     return png(figure)
 
@@ -108,33 +109,55 @@ def look(k: int) -> tuple[str, str]:
 
 def scale_from_zero(axes: Axes, counts: Sequence[float]) -> None:
     """A logarithmic axis for counts; where one is zero, a short linear piece leads to it."""
+    from matplotlib.ticker import NullFormatter
+
     positive = [count for count in counts if count > 0] or [1.0]
-    left, right = min(positive) / 2, max(positive) * 2
+    first, last = math.floor(math.log10(min(positive) / 1.5)), math.ceil(math.log10(max(positive) * 1.5))
     if min(counts) > 0:
         axes.set_xscale("log")
-        axes.set_xlim(left, right)
-        return
-    start = 10 ** math.floor(math.log10(min(positive)))
-    axes.set_xscale("symlog", linthresh=start, linscale=0.5)
-    axes.set_xlim(-start / 3, right)
+        axes.set_xlim(10.0**first, 10.0**last)
+    else:
+        axes.set_xscale("symlog", linthresh=10.0**first, linscale=0.6)
+        axes.set_xlim(-(10.0**first) / 3, 10.0**last)
+        axes.set_xticks([0, *(10.0**power for power in range(first, last + 1))])
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def side_by_side(axes: Axes, points: Mapping[str, Point], apart: float = 0.13) -> dict[str, float]:
-    """Inches by which to move each point, so that neighbours on the axis are told apart."""
-    position = axes.get_xaxis().get_transform().transform
-    edges = position(np.array(axes.get_xlim()))
-    inches = {
-        name: 4.2 * float((position(np.array([point.parameters]))[0] - edges[0]) / (edges[1] - edges[0]))
-        for name, point in points.items()
-    }
-    order = sorted(points, key=inches.__getitem__)
+def side_by_side(axes: Axes, points: Mapping[str, Point], apart: float = 0.14) -> dict[str, float]:
+    """Inches by which to move points to the side, so that none hides another's marker or interval."""
+    x, y = (edges_to_inches(axis) for axis in (axes.get_xaxis(), axes.get_yaxis()))
+    at = {name: x(float(point.parameters)) for name, point in points.items()}
+    spans = {name: marked(point, y) for name, point in points.items()}
     crowds: list[list[str]] = []
-    for name in order:
-        if crowds and inches[name] - inches[crowds[-1][-1]] < apart:
-            crowds[-1].append(name)
-        else:
-            crowds.append([name])
-    return {name: apart * (k - (len(crowd) - 1) / 2) for crowd in crowds for k, name in enumerate(crowd)}
+    for name in sorted(points, key=at.__getitem__):
+        near = (c for c in crowds if at[name] - at[c[-1]] < apart and any(meet(spans[name], spans[m]) for m in c))
+        crowd = next(near, None)
+        if crowd is None:
+            crowds.append(crowd := [])
+        crowd.append(name)
+    moved = {}
+    for crowd in crowds:
+        middle = sum(at[name] for name in crowd) / len(crowd)
+        moved |= {name: middle + apart * (k - (len(crowd) - 1) / 2) - at[name] for k, name in enumerate(crowd)}
+    return moved
+
+
+def edges_to_inches(axis: Axis, length: float = 4.0) -> Callable[[float], float]:
+    """From values to inches along an axis of about that length."""
+    transform = axis.get_transform()
+    low, high = transform.transform(np.array(axis.get_view_interval()))
+    return lambda value: length * float((transform.transform(np.array([value]))[0] - low) / (high - low))
+
+
+def marked(point: Point, y: Callable[[float], float]) -> tuple[float, float]:
+    """Lowest and highest inch that a point and its interval take."""
+    edges = [100 * edge for edge in point[1:] if not math.isnan(edge)]
+    return y(min(edges)) - 0.08, y(max(edges)) + 0.08
+
+
+def meet(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two intervals have a point in common."""
+    return one[0] <= other[1] and other[0] <= one[1]
 
 
 def running_best(points: Iterable[Point]) -> list[Point]:
@@ -218,5 +241,5 @@ def blank(columns: int) -> tuple[Figure, list[Axes]]:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, without a date in it: equal figures give equal bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from viapt.errors import ConfigError
+from viapt.report.plots import DPI
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Plot:
     def alt(self) -> str:
         """The text that stands for the picture."""
         return self.words or self.caption
+
+    @property
+    def width(self) -> int:
+        """In CSS pixels: so wide that all pictures have letters of one size."""
+        pixels = int.from_bytes(self.png[16:20], "big")  # the PNG header begins with width and height
+        return round(96 * pixels / DPI)
 
     @property
     def inline(self) -> str:
