@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -19,15 +20,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from bench_cases import drawn, score, scores_of
+from score_cases import drawn, score, scores_of
 from viapt.bench import plots
 from viapt.bench.caveats import caveats
 from viapt.bench.grid import arrange
-from viapt.bench.publish import read_scores, write_report
+from viapt.bench.protocol import Protocol
+from viapt.bench.publish import write_report
+from viapt.bench.scores import Score
 from viapt.bench.statistics import Mean, compare, rank
+from viapt.bench.store import FINAL
 from viapt.bench.tables import Column, Table, accuracy_table, comparison_table, latex
 from viapt.cli.bench_report import report
-from viapt.errors import ConfigError, DataError
+from viapt.errors import ConfigError
 from viapt.report.plots import Point, accuracy_against_parameters, running_best
 
 NAN = float("nan")
@@ -383,48 +387,25 @@ def command():
     return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
 
 
-def write_json(path, scores, **more):
-    path.write_text(json.dumps({"scores": [asdict(s) for s in scores], "protocol": {"budget": "10 epochs"}} | more))
+def write_records(path: Path, scores: list[Score]) -> Path:
+    """Scores as `viapt bench export` writes them."""
+    costs = ("learnable_parameters", "seconds", "peak_memory_mib", "key", "method", "task", "seed")
+    records = [
+        {"job": {}, "trial": FINAL, "val": None, "test": {s.metric: s.value}}
+        | {name: getattr(s, name) for name in costs}
+        for s in scores
+    ]
+    content = {"format": 1, "protocol": Protocol(epochs=7).to_dict(), "common": {}, "records": records, "failures": []}
+    path.write_text(json.dumps(content))
     return path
 
 
 def test_command_writes_the_report(tmp_path, command) -> None:
-    source = write_json(tmp_path / "scores.json", drawn(2, 3, 2))
+    source = write_records(tmp_path / "scores.json", drawn(2, 3, 2))
     result = command(source, "--out", tmp_path / "out", "--reference", "method-1")
     assert result.exit_code == 0, result.output
     assert result.output.split() == [str(tmp_path / "out" / name) for name in ("report.md", "report.html")]
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| budget | 10 epochs |" in text and "Compared with method-1" in text
+    assert "| epochs | 7 |" in text and "Compared with method-1" in text
     refused = command(source, "--out", tmp_path / "none").exception
     assert isinstance(refused, ConfigError) and "'viapt'" in str(refused) and not (tmp_path / "none").exists()
-
-
-def test_scores_round_trip_and_whole_numbers_are_values(tmp_path) -> None:
-    scores = drawn(2, 2, 2)
-    assert read_scores(write_json(tmp_path / "s.json", scores)) == (scores, {"budget": "10 epochs"})
-    (tmp_path / "whole.json").write_text(json.dumps({"scores": [{**asdict(scores[0]), "value": 1}]}))
-    ((whole,), protocol) = read_scores(tmp_path / "whole.json")
-    assert whole == replace(scores[0], value=1.0) and type(whole.value) is float and protocol == {}
-
-
-def test_all_that_is_wrong_with_a_file_is_said(tmp_path) -> None:
-    good = asdict(score("a", "x", 0, 0.5))
-    lacking = {key: value for key, value in good.items() if key != "task"}
-    entries = [good, lacking, {**good, "seed": "0"}, {**good, "extra": 1, "value": True}, 7]
-    path = tmp_path / "bad.json"
-    path.write_text(json.dumps({"scores": entries}))
-    with pytest.raises(DataError) as caught:
-        read_scores(path)
-    for text in ("score 2: task is missing", "score 3: seed is '0'", "score 4: extra is unknown", "value is True",
-                 "score 5: no object"):  # fmt: skip
-        assert text in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"scores": {}}', '{"scores": [], "protocol": 1}'])
-def test_files_that_are_no_scores_are_refused(tmp_path, text: str) -> None:
-    path = tmp_path / "bad.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=r"bad\.json"):
-        read_scores(path)
-    with pytest.raises(DataError, match="none"):
-        read_scores(tmp_path / "none.json")

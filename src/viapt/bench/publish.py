@@ -17,13 +17,9 @@ from viapt.bench.grid import Cost, Grid, arrange, costs
 from viapt.bench.scores import Score
 from viapt.bench.statistics import Ranking, check_reference, compare, mean_over_tasks, rank
 from viapt.bench.tables import Table, accuracy_table, by_mean, comparison_table, cost_table, rank_table
-from viapt.errors import ConfigError, DataError
+from viapt.errors import ConfigError
 from viapt.report.plots import Point, accuracy_against_parameters
 from viapt.report.rendering import Plot, check_libraries, render, write_pictures
-
-CASTS: dict[str, type] = {
-    field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in fields(Score)
-}
 
 
 def write_report(
@@ -166,37 +162,3 @@ def write_scores(scores: Sequence[Score], path: Path) -> None:
 def in_words(value: Any) -> str:
     """Text as it is, the rest as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-
-
-def read_scores(path: Path) -> tuple[list[Score], dict[str, Any]]:
-    """Scores and protocol from a JSON file `{"scores": [{"method": ..., ...}, ...], "protocol": {...}}`.
-
-    Raises:
-        DataError: no such file, no JSON, or fields that are missing, unknown or of a wrong type: all in one message.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error})", expected="a file of scores") from error
-    entries = content.get("scores") if isinstance(content, dict) else None
-    protocol = content.get("protocol", {}) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not isinstance(protocol, dict):
-        raise DataError(f"{path} has no list of scores", expected='{"scores": [...], "protocol": {...}}')
-    problems = [f"score {number}: {text}" for number, entry in enumerate(entries, 1) for text in wrong_in(entry)]
-    if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DataError(f"{path}: {'; '.join(problems[:10])}{more}", expected="the fields of viapt.bench.scores.Score")
-    return [Score(**{name: CASTS[name](value) for name, value in entry.items()}) for entry in entries], protocol
-
-
-def wrong_in(entry: Any) -> list[str]:
-    """What keeps a JSON value from being a score."""
-    if not isinstance(entry, dict):
-        return ["no object"]
-    found = [f"{name} is missing" for name in CASTS if name not in entry]
-    found += [f"{name} is unknown" for name in entry if name not in CASTS]
-    for name in CASTS.keys() & entry.keys():
-        kind, value = CASTS[name], entry[name]
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            found.append(f"{name} is {value!r}, not {kind.__name__}")
-    return sorted(found)

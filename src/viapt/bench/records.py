@@ -72,16 +72,27 @@ def load_scores(path: Path) -> list[Score]:
     return scores_of(*load_records(path))
 
 
-def stored_scores(folder: Path) -> list[Score]:
-    """The scores in a folder of results.
+def stored_records(folder: Path) -> tuple[Protocol, list[dict[str, Any]]]:
+    """Protocol and records of a folder of results.
 
     Raises:
         ConfigError: it holds none.
         ArtifactError: its store cannot be used.
     """
     with Store(folder) as store:
-        protocol = store.protocol()
-        return [] if protocol is None else scores_of(protocol, store.records())
+        records, protocol = store.records(), store.protocol()
+    if not records or protocol is None:
+        raise ConfigError(f"{folder} holds no results yet")
+    return protocol, records
+
+
+def stored_scores(folder: Path) -> list[Score]:
+    """The scores in a folder of results, those of searches left out.
+
+    Raises:
+        ConfigError, ArtifactError: see `stored_records`.
+    """
+    return scores_of(*stored_records(folder))
 
 
 def scores_of(protocol: Protocol, records: list[dict[str, Any]]) -> list[Score]:

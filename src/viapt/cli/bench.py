@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from viapt.cli.bench_report import report
 from viapt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -178,6 +179,9 @@ def export(
     with Store(folder) as store:
         count = write(store, json)
     print(f"{json}: {count} record{'' if count == 1 else 's'}")
+
+
+app.command()(report)
 
 
 def show_folder(store: Store) -> None:

@@ -9,14 +9,15 @@ import typer
 
 
 def report(
-    source: Annotated[Path, typer.Argument(help='JSON file with a list "scores" and a "protocol".')],
+    source: Annotated[Path, typer.Argument(help="Folder of results, or a file that `viapt bench export` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for the report; files of an earlier one are replaced.")],
     reference: Annotated[str, typer.Option(help="Method that all others are compared with.")] = "viapt",
     part: Annotated[Literal["test", "val"], typer.Option(help="The part of the splits that counts.")] = "test",
 ) -> None:
     """Write report.md, report.html, and tables as CSV and LaTeX: means, paired tests, ranks, cost."""
-    from viapt.bench.publish import read_scores, write_report
+    from viapt.bench.publish import write_report
+    from viapt.bench.records import load_records, scores_of, stored_records
 
-    scores, protocol = read_scores(source)
-    for path in write_report(scores, out, reference, protocol, part=part):
+    protocol, records = stored_records(source) if source.is_dir() else load_records(source)
+    for path in write_report(scores_of(protocol, records), out, reference, protocol.to_dict(), part=part):
         print(path)
