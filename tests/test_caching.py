@@ -347,7 +347,7 @@ def fill(photos: Path, results: Any) -> None:
 
 
 def test_two_processes_write_one_entry(photos: Path, home: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")  # a fork server would have the environment of an earlier test
     results = context.Queue()
     processes = [context.Process(target=fill, args=(photos, results)) for _ in range(2)]
     for process in processes:

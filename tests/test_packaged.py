@@ -186,17 +186,18 @@ print(packaged.fetch({NAME!r}))
 """
 
 
-def start(tmp_path: Path, body: str) -> subprocess.Popen:
+def start(tmp_path: Path, body: str, count: int = 1) -> list[subprocess.Popen]:
+    """`count` processes that fetch with a client of this body."""
     (tmp_path / "good").write_bytes(GOOD)
     (tmp_path / "child.py").write_text(PRELUDE + body + CALL)
-    return subprocess.Popen(
-        [sys.executable, tmp_path / "child.py", tmp_path / "good"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    command = [sys.executable, tmp_path / "child.py", tmp_path / "good"]
+    return [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(count)]
 
 
 def test_killed_in_the_middle(cache, tmp_path, monkeypatch):
     body = "    path.write_bytes(good[:1000])\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    with start(tmp_path, body) as child:
+    (child,) = start(tmp_path, body)
+    with child:
         assert child.wait() == -signal.SIGKILL
         child.communicate()
     (partial,) = left_over(cache)
@@ -213,8 +214,7 @@ def test_two_processes_at_once(cache, tmp_path):
         f"    with open({str(calls)!r}, 'a') as log: log.write('x')\n"
         "    path.write_bytes(good[:1000]); time.sleep(1); path.write_bytes(good)\n"
     )
-    children = [start(tmp_path, body) for _ in range(3)]
-    for child in children:
+    for child in start(tmp_path, body, 3):
         output, problem = child.communicate()
         assert child.returncode == 0, problem.decode()
         assert output.decode().strip() == str(cache / FILENAME)
@@ -281,10 +281,12 @@ HOSTILE = {"../../outside.txt": b"evil", "/tmp/viapt-outside.txt": b"evil", "a/.
 
 
 def test_wheel_members_are_read_by_their_exact_name_and_nothing_is_unpacked(tmp_path):
-    path = zip_file(tmp_path / "a.whl", {**HOSTILE, "data/x.bin": b"wanted", "data/./x.bin": b"other"})
-    before = tree(tmp_path.parent)
+    folder = tmp_path / "here" / "and below"
+    folder.mkdir(parents=True)
+    path = zip_file(folder / "a.whl", {**HOSTILE, "data/x.bin": b"wanted", "data/./x.bin": b"other"})
+    before = tree(tmp_path)
     assert read_members(path, ["data/x.bin"], 100) == {"data/x.bin": b"wanted"}
-    assert tree(tmp_path.parent) == before and not Path("/tmp/viapt-outside.txt").exists()
+    assert tree(tmp_path) == before and not Path("/tmp/viapt-outside.txt").exists()
 
 
 def test_missing_wheel_member(tmp_path):
@@ -334,11 +336,13 @@ needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-d
 @needs_dpkg
 def test_deb_members_are_read_by_their_exact_name_and_nothing_is_unpacked(tmp_path):
     members = [entry(name, 6) for name in (*HOSTILE, "./usr/share/x.bin", "./usr/share/y.bin")]
-    path = deb_file(tmp_path / "a.deb", members, b"wanted")
-    before = tree(tmp_path.parent)
+    folder = tmp_path / "here" / "and below" / "it"
+    folder.mkdir(parents=True)
+    path = deb_file(folder / "a.deb", members, b"wanted")
+    before = tree(tmp_path)
     assert read_members(path, ["usr/share/x.bin"], 100) == {"usr/share/x.bin": b"wanted"}
     assert {"usr/share/x.bin", "usr/share/y.bin"} < set(member_names(path))
-    assert tree(tmp_path.parent) == before and not Path("/tmp/viapt-outside.txt").exists()
+    assert tree(tmp_path) == before and not Path("/tmp/viapt-outside.txt").exists()
 
 
 @needs_dpkg

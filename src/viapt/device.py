@@ -115,6 +115,14 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that this process ever held, and on a GPU the most that torch took there, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def prefers_plain_attention(tensor: Tensor) -> bool:
     """Whether softmax(q k^T) v, written out, is faster than the fused kernel where such tensors want gradients.
 

@@ -69,7 +69,8 @@ class LocalEngine:
     def supervised(self, job: Job) -> dict[str, Any]:
         """A job in a process, watched from a thread."""
         receiver, sender = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=child, args=(job.to_dict(), self.threads, sender), daemon=True)
+        arguments = job.to_dict(), self.threads, dict(os.environ), sender
+        process = self.context.Process(target=child, args=arguments, daemon=True)
         with self.lock:
             if self.stopped:
                 return vars(Outcome(cause="not started"))
@@ -90,8 +91,13 @@ class LocalEngine:
                 self.processes.discard(process)
 
 
-def child(job: dict[str, Any], threads: int, sender: Connection) -> None:
-    """The process of a job. Ctrl-C is its parent's business."""
+def child(job: dict[str, Any], threads: int, environment: dict[str, str], sender: Connection) -> None:
+    """The process of a job, in its parent's environment (the fork server has that of its own start).
+
+    Ctrl-C is its parent's business.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=die_with_parent, daemon=True).start()
     sender.send_bytes(json.dumps(work(job, threads)).encode())

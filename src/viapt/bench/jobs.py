@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from viapt.create import create_model
 from viapt.data import ImageDataset, read_source
 from viapt.data.packaged import PackagedTask, load_task, split
 from viapt.data.transforms import eval_transform, train_transform
-from viapt.device import default_device, describe_device
+from viapt.device import default_device, describe_device, peak_memory_mib
 from viapt.errors import DataError, TrainingError, ViaptError
 from viapt.evaluation import LabelledImages, evaluate
 from viapt.model import PromptedClassifier
@@ -107,6 +106,7 @@ def measured(job: Job) -> dict[str, Any]:
         ViaptError: whatever is wrong.
     """
     started = time.perf_counter()
+    device = default_device()
     check_place(job)
     task = load_task(job.task)
     indices = parts_of(task, job.images, job.split_seed)
@@ -142,14 +142,14 @@ def measured(job: Job) -> dict[str, Any]:
         "head_parameters": head,
         "seconds": history.seconds,
         "job_seconds": time.perf_counter() - started,
-        "peak_memory_mib": peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(device),
         "data_hash": task.content_hash,
         "data_source": task.source,
         "normalisation": {name: preprocessing.pop(name) for name in ("mean", "std")},
         "transforms": preprocessing | {"augmentation": job.augmentation},
         "optimizer": {name: history.protocol[name] for name in ("optimizer", "schedule")},
         "viapt": version("viapt"),
-        "device": describe_device(default_device()),
+        "device": describe_device(device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "remarks": sorted({str(remark.message) for remark in remarks}),
     }
@@ -236,11 +236,3 @@ def measure(model: PromptedClassifier, dataset: ImageDataset, cache: Cache | Non
         "calibration_error": found.calibration_error.value,
         "images": found.count,
     }
-
-
-def peak_memory_mib() -> float:
-    """The most memory that this process ever held, and on a GPU the most that torch took there, in MiB."""
-    if default_device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
