@@ -28,11 +28,11 @@ class Axis:
 
     Attributes:
         label: of the axis.
-        points: (value, as it is written, entrant), in order.
+        points: (value, entrant), from the lowest value to the highest.
     """
 
     label: str
-    points: tuple[tuple[float, str, Entrant], ...]
+    points: tuple[tuple[str, Entrant], ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Design:
         for family in self.families:
             found += [family.reference, *family.others]
         for axis in self.axes:
-            found += [entrant for _, _, entrant in axis.points]
+            found += [entrant for _, entrant in axis.points]
         found += [entrant for pair in self.twins for entrant in pair]
         return list({entrant.name: entrant for entrant in [*found, *self.others]}.values())
 
@@ -102,14 +102,13 @@ def kept_dim(d: int) -> Design:
     """From nothing to everything."""
     shares = {"0": 0, "1/24": 24, "1/12": 12, "1/6": 6, "1/4": 4, "1/3": 3, "1/2": 2, "1": 1}
     points = {share: viapt(kept_dim=d // part if part else 0) for share, part in shares.items()}
-    axis = tuple((entrant.options["kept_dim"] / d, share, entrant) for share, entrant in points.items())
     rest = tuple(points.values())
     return Design(
         families=(
             Family("Is anything better than keeping nothing?", points["0"], rest[1:]),
             Family("Is anything better than keeping everything?", points["1"], rest[:-1]),
         ),
-        axes=(Axis("m / d", axis),),
+        axes=(Axis("m / d", tuple(points.items())),),
     )
 
 
@@ -120,12 +119,12 @@ def inference(_: int) -> Design:
 
 def generator(_: int) -> Design:
     """Around the default: p = 10, lambda = 7, two channels, kernels 1 and 3, full, one distribution for all."""
-    widths = tuple((float(c), str(c), viapt(generator_width=c) if c != 2 else DEFAULT) for c in (1, 2, 4, 8))
+    widths = tuple((str(c), viapt(generator_width=c) if c != 2 else DEFAULT) for c in (1, 2, 4, 8))
     kernels = tuple(viapt(generator_kernels=sizes) for sizes in ((1, 1), (3, 3), (1, 5)))
-    shares = tuple((k / 10, f"{k}/10", viapt(num_instance_prompts=k) if k != 7 else DEFAULT) for k in (0, 2, 5, 7, 10))
-    stds = tuple((s, f"{s:g}", viapt(initial_std=s) if s != 0.01 else DEFAULT) for s in (0.001, 0.01, 0.1, 1.0))
-    aware, sampled = tuple(e for _, _, e in shares[1:]), tuple(e for _, _, e in stds)
-    wide = tuple(e for _, _, e in widths if e != DEFAULT)
+    shares = tuple((f"{k}/10", viapt(num_instance_prompts=k) if k != 7 else DEFAULT) for k in (0, 2, 5, 7, 10))
+    stds = tuple((f"{s:g}", viapt(initial_std=s) if s != 0.01 else DEFAULT) for s in (0.001, 0.01, 0.1, 1.0))
+    aware, sampled = tuple(e for _, e in shares[1:]), tuple(e for _, e in stds)
+    wide = tuple(e for _, e in widths if e != DEFAULT)
     shapes = viapt(generator_depthwise=True), viapt(per_prompt=True)
     return Design(
         families=(

@@ -58,7 +58,7 @@ def findings(design: Design, protocol: Protocol, records: Sequence[Record]) -> t
         found.add(compared(family, scores, protocol.part))
     if protocol.rounds:
         found.add(sampled(protocol, records))
-    if not any({entrant.name for _, _, entrant in axis.points} >= names for axis in design.axes):
+    if not any({entrant.name for _, entrant in axis.points} >= names for axis in design.axes):
         found.tables.append(accuracy_table(grid))
     if design.families and not design.axes:
         found.figures.append(heat_map(grid))
@@ -161,7 +161,7 @@ def verdict(comparisons: Sequence[Comparison], reference: str) -> str:
 
 def along(axis: Axis, grid: Grid, scores: Sequence[Score]) -> Findings:
     """Where the optimum of a setting lies."""
-    points = [(shown, entrant.name) for _, shown, entrant in axis.points if entrant.name in grid.methods]
+    points = [(shown, entrant.name) for shown, entrant in axis.points if entrant.name in grid.methods]
     if len(points) < 2:
         return Findings([f"{axis.label}: fewer than two values were measured."])
     rows = [grid.methods.index(name) for _, name in points]

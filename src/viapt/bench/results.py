@@ -191,23 +191,25 @@ def write_index(results: Path) -> Path:
         ArtifactError: records that cannot be read, or an index without its marks.
     """
     rows, commands, total = [], [], 0.0
-    for path in sorted(results.glob("*.json")):
-        protocol, records = load_records(path)
-        experiment = EXPERIMENTS.get(path.stem)
-        spent = hours(records)
-        total += spent
-        page = f"[{path.stem}]({path.stem}.md)" if path.with_suffix(".md").exists() else path.stem
+    stems = [path.stem for path in sorted(results.glob("*.json"))]
+    for stem in dict.fromkeys([*stems, *EXPERIMENTS]):
+        path, experiment = results / f"{stem}.json", EXPERIMENTS.get(stem)
         question = experiment.question if experiment else "A table of methods."
-        rows.append(f"| {page} | {question} | {len(records)} | {spent:.2f} | [records]({path.name}) |")
+        if stem not in stems:
+            rows.append(f"| {stem} | {question} | 0 | 0 | not run yet |")
+            commands.append(f"viapt bench {stem} --out runs/{stem}")
+            continue
+        protocol, records = load_records(path)
+        total += hours(records)
+        page = f"[{stem}]({stem}.md)" if path.with_suffix(".md").exists() else stem
+        rows.append(f"| {page} | {question} | {len(records)} | {hours(records):.2f} | [records]({path.name}) |")
         tasks = sorted({record["task"] for record in records})
         seeds = sorted({record["seed"] for record in records if record["trial"] == FINAL})
         commands.append(command(experiment, protocol, tasks, seeds) + methods_of(experiment, records))
         if experiment:
-            commands.append(f"viapt bench {experiment.name} --from {path.name} --results .  # the page alone")
+            commands.append(f"viapt bench {stem} --from {path.name} --results .  # the page alone")
         else:
-            commands.append(
-                f"viapt bench report {path.name} --out {path.stem} --part {protocol.part}  # the tables alone"
-            )
+            commands.append(f"viapt bench report {path.name} --out {stem} --part {protocol.part}  # the tables alone")
     index = results / INDEX
     values = {"rows": rows, "commands": commands, "hours": f"{total:.2f}", "conclusion": conclusion(index)}
     write_text(index, "results.md", values | {"marks": (OPEN, CLOSE)})
