@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -300,6 +301,29 @@ def test_policies_are_averaged_as_plain_code_does():
     gap = accuracy.mean(2) - plain("mean", 1, "accuracy").mean(2)
     sentence = next(s for s in found.sentences if s.startswith("Does sampling change"))
     assert f"multi, R = 3 ({100 * gap.mean():+.1f}" in sentence
+
+
+@pytest.mark.parametrize("name", ["kept-dim", "inference", "reduction"])
+def test_pages_have_their_pictures(name, tmp_path):
+    experiment, rng = EXPERIMENTS[name], np.random.default_rng(0)
+    protocol = Protocol(**experiment.protocol | {"rounds": 3, "draws": 2} if experiment.protocol else {})
+    job = {"versions": {"torch": "2"}, "code": "a-b", "device": "cpu", "split_hash": "s"}
+    more = {"dim": 384, "device": "a CPU", "viapt": "0", "job_seconds": 36.0, "data_hash": "d", "data_source": "toy 1"}
+    records = [
+        record(e.name, t, s, float(rng.uniform()), **more, job={}, policies=policies(rng) if protocol.rounds else [])
+        for e in experiment.design(384).entrants
+        for t in experiment.tasks[:2]
+        for s in (0, 1)
+    ]
+    content = {"format": 1, "protocol": protocol.to_dict(), "common": job, "records": records, "failures": []}
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(content))
+    page = write_page(experiment, path)
+    text, pictures = page.read_text(), {p.name: p.read_bytes() for p in (tmp_path / "pictures").iterdir()}
+    assert {f"pictures/{p}" for p in pictures} == set(re.findall(r"\]\((pictures/[^)]*)\)", text))
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values()) and "nan" not in text.lower()
+    assert len(pictures) == {"kept-dim": 1, "inference": 2, "reduction": 1}[name]
+    assert f"{len(records)}, {len(records) / 100:.2f} hours of compute" in text
 
 
 def test_gaps_are_told_not_filled():
