@@ -89,8 +89,11 @@ class Asked:
     address: Annotated[str | None, engine_option(help="Of a Ray cluster (default: one on this machine).")] = None
     gpus: Annotated[float | None, engine_option(help="GPUs of a job on Ray (default: none).")] = None
 
-    def protocol(self, problems: Problems, **fixed: Any) -> Protocol:
-        """The protocol, with what a command says of it; what is wrong is noted, and a default returned."""
+    def protocol(self, problems: Problems, **usual: Any) -> Protocol:
+        """The protocol, with what is usual for a command where the user says nothing else.
+
+        What is wrong is noted, and a default returned.
+        """
         from viapt.bench.protocol import Protocol
 
         read = {"image_size", "weights", "search"}
@@ -99,7 +102,9 @@ class Asked:
         given |= {"weights": str(self.weights) if self.weights else None}
         given |= parse_sizes(self.image_size or [], problems) | {"space": parse_space(self.search or [], problems)}
         with problems.collected():
-            return Protocol(**given | fixed)
+            normal = {field.name: field.default for field in fields(Asked)}
+            own = {name: value for name, value in usual.items() if given.get(name) == normal.get(name)}
+            return Protocol(**given | own)
         return Protocol()
 
     def place(self, problems: Problems) -> Engine | None:
