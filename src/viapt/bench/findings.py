@@ -166,7 +166,7 @@ def along(axis: Axis, grid: Grid, scores: Sequence[Score]) -> Findings:
         return Findings([f"{axis.label}: fewer than two values were measured."])
     rows = [grid.methods.index(name) for _, name in points]
     values = grid.values[rows]
-    whole = ~np.isnan(values).all(2).any(0)  # tasks that every point has
+    whole = np.asarray(~np.isnan(values).all(2).any(0))  # tasks that every point has
     means = [mean_over_tasks(own[whole]) for own in values]
     learnable = {name: cost.learnable for name, cost in costs(scores, grid.part).items()}
     columns = [
