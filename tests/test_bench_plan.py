@@ -13,7 +13,8 @@ from viapt.bench.entrants import Entrant
 from viapt.bench.plan import facts_of
 from viapt.bench.protocol import Protocol
 from viapt.bench.search import check_space, corners, search, space_of
-from viapt.cli.bench import parse_entrant, parse_range
+from viapt.cli.bench import parse_entrant
+from viapt.cli.bench_options import parse_range
 from viapt.data.packaged import PackagedTask
 from viapt.errors import ConfigError
 

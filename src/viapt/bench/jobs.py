@@ -21,15 +21,16 @@ import torch
 from jaxtyping import Int64
 
 from viapt.backbones.base import Preprocessing
+from viapt.bench.measuring import measure, measure_policies
 from viapt.bench.provenance import CODE, versions
-from viapt.caching import Cache, cached, chosen
+from viapt.caching import Cache, chosen
 from viapt.create import create_model
 from viapt.data import ImageDataset, read_source
 from viapt.data.packaged import PackagedTask, load_task, split
 from viapt.data.transforms import eval_transform, train_transform
 from viapt.device import default_device, describe_device, peak_memory_mib
 from viapt.errors import DataError, TrainingError, ViaptError
-from viapt.evaluation import LabelledImages, evaluate
+from viapt.evaluation import LabelledImages
 from viapt.model import PromptedClassifier
 from viapt.training import fit
 
@@ -47,6 +48,7 @@ class Job:
         fingerprint: of the backbone's weights.
         images: how many were asked for, by part.
         training: keyword arguments of `fit`, `seed` left out.
+        rounds, draws: see `Protocol`.
         code: see `viapt.bench.provenance`.
     """
 
@@ -66,6 +68,8 @@ class Job:
     augmentation: str
     training: dict[str, Any]
     read_test: bool
+    rounds: int
+    draws: int
     seed: int
     code: str
     versions: dict[str, str]
@@ -127,6 +131,8 @@ def measured(job: Job) -> dict[str, Any]:
         in_training = data["val"] if job.training["selection"] == "best-val" else None
         history = fit(model, data["train"], in_training, **job.training, seed=job.seed, cache=cache, progress=False)
         found = {part: measure(model, data[part], cache) for part in ("val", "test") if part in data}
+        last = data["test" if job.read_test else "val"]
+        policies = measure_policies(model, last, job.rounds, job.draws) if job.rounds else []
     learnable = sum(tensor.numel() for tensor in model.learnable().values())
     head = sum(tensor.numel() for tensor in model.head.parameters())
     preprocessing = model.backbone.preprocessing.to_dict()
@@ -136,8 +142,10 @@ def measured(job: Job) -> dict[str, Any]:
         "test_accuracy": found["test"]["accuracy"] if "test" in found else None,
         "val": found["val"],
         "test": found.get("test"),
+        "policies": policies,
         "train_loss": history.epochs[-1].train_loss,
         "selected_epoch": history.selected_epoch,
+        "dim": model.backbone.dim,
         "learnable_parameters": learnable - head,
         "head_parameters": head,
         "seconds": history.seconds,
@@ -222,17 +230,3 @@ def data_sets(
 def cache_for(model: PromptedClassifier, train: LabelledImages) -> Cache | None:
     """Features on disk, for all jobs with this backbone and these images, where `fit` would keep them in memory."""
     return "disk" if chosen(model, [train], "auto") == "memory" else None
-
-
-def measure(model: PromptedClassifier, dataset: ImageDataset, cache: Cache | None) -> dict[str, Any]:
-    """The metrics of a part."""
-    with cached(model, dataset, None, cache) as (inputs, _):
-        found = evaluate(model, inputs)
-    shares = [estimate.value for estimate in found.per_class.values() if estimate is not None]
-    return {
-        "accuracy": found.accuracy.value,
-        "mean_per_class_accuracy": sum(shares) / len(shares),
-        "loss": found.loss,
-        "calibration_error": found.calibration_error.value,
-        "images": found.count,
-    }

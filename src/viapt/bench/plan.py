@@ -103,6 +103,8 @@ class Plan:
             augmentation=protocol.augmentation,
             training=training(entrant, protocol),
             read_test=read_test,
+            rounds=protocol.rounds,
+            draws=protocol.draws,
             seed=seed,
             code=CODE[entrant.method],
             versions=versions(),

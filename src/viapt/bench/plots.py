@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from viapt.report.plots import FAINT, INK, panel, png
+from viapt.bench.statistics import half_width
+from viapt.report.plots import FAINT, INK, look, panel, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,6 +146,33 @@ def heat_map(values: Float[np.ndarray, "methods tasks"], methods: Sequence[str],
     bar = figure.colorbar(image, ax=axes, extend=beyond, aspect=12 if len(methods) < 8 else 24)
     bar.set_label("points above the\ntask's median", color=INK, fontsize=POINTS)
     bar.ax.tick_params(labelsize=POINTS, colors=INK)
+    return png(figure)
+
+
+def profile(
+    shown: Sequence[str], values: Float[np.ndarray, "points tasks seeds"], tasks: Sequence[str], x: str
+) -> bytes:
+    """How accuracy changes along a setting: each task less its mean over the setting, and the mean of all tasks.
+
+    Args:
+        shown: the setting's values, evenly spaced.
+        values: in [0, 1]; each task has a value somewhere at every point; NaN where a seed is missing.
+        tasks: names.
+        x: label of the axis.
+    """
+    by_task = 100 * np.nanmean(values, axis=2)
+    away = by_task - by_task.mean(0)
+    level = 100 * values.mean(1) - by_task.mean()
+    figure, axes = panel(x, "points above the mean of the axis")
+    places = range(len(shown))
+    for k, task in enumerate(tasks):
+        colour, marker = look(k)
+        axes.plot(places, away[:, k], color=colour, marker=marker, markersize=5, linewidth=1, label=task)
+    halves = [half_width(seeds[~np.isnan(seeds)]) or 0.0 for seeds in level]
+    axes.errorbar(places, away.mean(1), halves, color=INK, linewidth=2.6, capsize=4, label="mean of tasks")
+    axes.axhline(0, color=FAINT, linewidth=1, zorder=0)
+    axes.set_xticks(places, shown)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
     return png(figure)
 
 

@@ -37,6 +37,8 @@ class Protocol:
         augmentation: see `train_transform`.
         metric: what is searched for and compared: "accuracy" or "mean_per_class_accuracy".
         read_test: read the test split, once for each method, task and seed; otherwise it is not read.
+        rounds: measure the policies of inference that sample, too, with up to so many rounds; 0: the mean alone.
+        draws: noise seeds of these policies.
         trials: points that are tried for each method and task, on validation images; 0: the settings as they are.
         space: what is searched: see `viapt.bench.search`.
         search_seed: of the search and of its trainings.
@@ -63,6 +65,8 @@ class Protocol:
     augmentation: str = "none"
     metric: str = "accuracy"
     read_test: bool = False
+    rounds: int = 0
+    draws: int = 0
     trials: int = 0
     space: dict[str, Any] = field(default_factory=dict)
     search_seed: int = 0
@@ -79,6 +83,8 @@ class Protocol:
             "augmentation": (self.augmentation in list_augmentations(), f"one of {', '.join(list_augmentations())}"),
             "metric": (self.metric in metrics, f"one of {', '.join(metrics)}"),
             "read_test": (not self.read_test or self.test >= 1, "test images, if they are to be read"),
+            "rounds": (self.rounds == 0 or self.rounds >= 2, "0, or at least 2"),
+            "draws": ((self.draws >= 1) == (self.rounds > 0) and self.draws >= 0, "0 without rounds, else 1 or more"),
             "trials": (self.trials >= 0, "0 or more"),
             "space": (not self.space or self.trials > 0, "trials, if there is something to search"),
             "search_seed": (self.search_seed >= 0, "0 or more"),

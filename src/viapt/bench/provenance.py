@@ -42,7 +42,7 @@ IDLE |= {
     "interruption",
     "__main__",
 }
-DECIDING_IN_BENCH = {"jobs.py"}
+DECIDING_IN_BENCH = {"jobs.py", "measuring.py"}
 
 
 def code_of(path: Path) -> str:

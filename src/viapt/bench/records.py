@@ -63,6 +63,11 @@ def load_records(path: Path) -> tuple[Protocol, list[dict[str, Any]]]:
         raise ArtifactError(f"{path} holds no exported records ({type(error).__name__}: {error})") from error
 
 
+def load_failures(path: Path) -> list[dict[str, Any]]:
+    """The failures in a file that `export` wrote: method, task, seed, trial, cause, times."""
+    return json.loads(path.read_bytes()).get("failures", [])
+
+
 def load_scores(path: Path) -> list[Score]:
     """The scores in a file that `export` wrote, those of searches left out.
 

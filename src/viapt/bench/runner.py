@@ -246,6 +246,7 @@ def searched(plan: Plan, entrant: Entrant, task: TaskFacts) -> Generator[list[St
         except StopIteration as end:
             return end.value
         cell = Cell(entrant.name, task.name, protocol.search_seed, trial)
-        (outcome,) = yield [Step(cell, plan.job(entrant.at(point), task, cell.seed, read_test=False))]
+        job = replace(plan.job(entrant.at(point), task, cell.seed, read_test=False), rounds=0, draws=0)
+        (outcome,) = yield [Step(cell, job)]
         value = None if outcome.record is None else outcome.record["val"][protocol.metric]
     raise AssertionError("a search ends after its last trial")

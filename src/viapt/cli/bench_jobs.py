@@ -1,0 +1,48 @@
+"""Jobs of a plan, done before a reader's eyes: shared by all commands that do jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from viapt.bench.engines import Engine
+    from viapt.bench.plan import Plan
+    from viapt.bench.store import Store
+
+FAILED = 1
+
+
+def carry_out(plan: Plan, out: Path, place: Engine) -> int:
+    """Do the jobs of a plan, and show how it goes and what came of it; how many failed."""
+    from rich.console import Console
+
+    from viapt.bench.runner import run as run_plan
+    from viapt.bench.shown import Display
+    from viapt.bench.store import Store
+    from viapt.tables import say
+
+    for reason in plan.unavailable.values():
+        say(f"Not available: {reason}")
+    console = Console(stderr=True, highlight=False)
+    with Store(out, create=True) as store:
+        with Display(store, plan.protocol, console) as display:
+            progress = run_plan(plan, out, place, display.observe)
+        show_folder(store)
+    for cell, cause in progress.causes.items():
+        say(f"Failed: {cell}: {cause}")
+    return progress.failed
+
+
+def show_folder(store: Store) -> None:
+    """The table of a folder, and how far it is."""
+    from viapt.bench.shown import heading, remarks, summary
+    from viapt.tables import show as print_out
+
+    protocol = store.protocol()
+    if protocol is None:
+        print_out("nothing was begun")
+        return
+    records = store.records()
+    state = f"{len(records)} done, {len(store.failures())} failed, {len(store.open_cells())} open"
+    print_out(heading(protocol), summary(store, protocol), *remarks(records), state)

@@ -1,0 +1,218 @@
+"""The options of all commands of the laboratory that do jobs: what, under which protocol, searched how, and where."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from viapt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from viapt.bench.engines import Engine
+    from viapt.bench.plan import Problems
+    from viapt.bench.protocol import Protocol
+
+what_option = partial(typer.Option, rich_help_panel="What")
+protocol_option = partial(typer.Option, rich_help_panel="Protocol: one for each folder")
+search_option = partial(typer.Option, rich_help_panel="Search")
+engine_option = partial(typer.Option, rich_help_panel="Where")
+
+
+class ManyValues(TyperCommand):
+    """Options that may be given several times also take several values: `--tasks elpv fashion`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        many = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread: list[str] = []
+        option = ""
+        for argument in args:
+            if argument.startswith("--"):
+                option = argument if argument in many else ""
+                spread += [] if option else [argument]
+            else:
+                spread += [option, argument] if option else [argument]
+        return super().parse_args(ctx, spread)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asked for; a field is an option, with its type, help and default."""
+
+    tasks: Annotated[list[str] | None, what_option(help="Of the packaged suite (default: those of the command).")] = (
+        None
+    )
+    seeds: Annotated[
+        list[int] | None, what_option(help="Of initial values, order and noise (default: those of the command).")
+    ] = None
+    read_test: Annotated[
+        bool, what_option("--read-test", help="Read the test split, once for each method, task and seed.")
+    ] = False
+    backbone: Annotated[str, protocol_option(help="See viapt fit.")] = "packaged:vits14"
+    weights: Annotated[Path | None, protocol_option(help="Weights of the backbone, a .safetensors file.")] = None
+    image_size: Annotated[list[str] | None, protocol_option(help="SIDE, or TASK=SIDE (default: 98).")] = None
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"], protocol_option(help="Of the frozen backbone; auto is decided once.")
+    ] = "auto"
+    train: Annotated[int, protocol_option(help="Training images, at most.")] = 800
+    val: Annotated[int, protocol_option(help="Validation images, at most.")] = 200
+    test: Annotated[int, protocol_option(help="Test images, at most; set aside even if they are not read.")] = 2000
+    split_seed: Annotated[int, protocol_option(help="Of the split.")] = 0
+    epochs: Annotated[int, protocol_option(help="Of every training.")] = 10
+    batch_size: Annotated[int, protocol_option(help="Images in an optimizer step.")] = 32
+    weight_decay: Annotated[float, protocol_option(help="Of matrices.")] = 0.01
+    warmup_epochs: Annotated[float | None, protocol_option(help="Of warm-up (default: a tenth of all).")] = None
+    clip: Annotated[float | None, protocol_option(help="Largest norm of the gradient (default: none).")] = None
+    selection: Annotated[Literal["last", "best-val"], protocol_option(help="Which weights to keep.")] = "last"
+    augmentation: Annotated[str, protocol_option(help="none, light, standard or strong.")] = "none"
+    metric: Annotated[
+        Literal["accuracy", "mean_per_class_accuracy"], protocol_option(help="What is compared and searched for.")
+    ] = "accuracy"
+    trials: Annotated[int, search_option(help="Points tried for each method and task, on validation images.")] = 0
+    search: Annotated[
+        list[str] | None,
+        search_option(
+            help="[METHOD.]NAME=LOW..HIGH, LOW..HIGH:log or A,B,C "
+            "(default: lr=0.0005..0.05:log weight_decay=0.0001..0.1:log)."
+        ),
+    ] = None
+    search_seed: Annotated[int, search_option(help="Of the search and its trainings.")] = 0
+    workers: Annotated[int, engine_option(help="Jobs at a time, each a process.")] = 1
+    threads: Annotated[int | None, engine_option(help="Of each (default: all cores, shared by the workers).")] = None
+    engine: Annotated[Literal["local", "ray"], engine_option(help="This machine, or a Ray cluster.")] = "local"
+    address: Annotated[str | None, engine_option(help="Of a Ray cluster (default: one on this machine).")] = None
+    gpus: Annotated[float | None, engine_option(help="GPUs of a job on Ray (default: none).")] = None
+
+    def protocol(self, problems: Problems, **usual: Any) -> Protocol:
+        """The protocol, with what is usual for a command where the user says nothing else.
+
+        What is wrong is noted, and a default returned.
+        """
+        from viapt.bench.protocol import Protocol
+
+        read = {"image_size", "weights", "search"}
+        known = [field.name for field in fields(Protocol) if field.name not in read and hasattr(self, field.name)]
+        given = {name: getattr(self, name) for name in known}
+        given |= {"weights": str(self.weights) if self.weights else None}
+        given |= parse_sizes(self.image_size or [], problems) | {"space": parse_space(self.search or [], problems)}
+        with problems.collected():
+            normal = {field.name: field.default for field in fields(Asked)}
+            own = {name: value for name, value in usual.items() if given.get(name) == normal.get(name)}
+            return Protocol(**given | own)
+        return Protocol()
+
+    def place(self, problems: Problems) -> Engine | None:
+        """The engine; None, and a problem noted, if there is none."""
+        with problems.collected():
+            return make_engine(self.engine, self.workers, self.threads, self.address, self.gpus)
+        return None
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes `asked: Asked` as one that takes the options themselves, after its own."""
+    own = inspect.signature(command, eval_str=True).parameters
+    hints = get_type_hints(Asked, include_extras=True)
+    taken = inspect.Parameter.KEYWORD_ONLY
+    shared = [
+        inspect.Parameter(field.name, taken, default=field.default, annotation=hints[field.name])
+        for field in fields(Asked)
+    ]
+    kept = [parameter.replace(kind=taken) for name, parameter in own.items() if name != "asked"]
+
+    def spread(**given: Any) -> None:
+        options = {field.name: given.pop(field.name) for field in fields(Asked)}
+        command(**given, asked=Asked(**options))
+
+    spread.__dict__["__signature__"] = inspect.Signature([*kept, *shared])
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *shared]}
+    spread.__name__, spread.__doc__ = command.__name__, command.__doc__
+    return spread
+
+
+def parse_sizes(texts: list[str], problems: Problems) -> dict[str, Any]:
+    """["70", "elpv=98"] to the two settings of a protocol; what cannot be read is noted."""
+    sizes: dict[str, Any] = {"image_sizes": {}}
+    for text in texts:
+        task, equals, side = text.rpartition("=")
+        with problems.collected():
+            if not side.isdecimal() or bool(equals) != bool(task):
+                raise ConfigError(f"--image-size {text}", expected="SIDE, or TASK=SIDE, in pixels")
+            if task in sizes["image_sizes"] or (not task and "image_size" in sizes):
+                raise ConfigError(f"--image-size {text}: given twice", expected="each once")
+            if task:
+                sizes["image_sizes"][task] = int(side)
+            else:
+                sizes["image_size"] = int(side)
+    return sizes
+
+
+def parse_space(texts: list[str], problems: Problems) -> dict[str, Any]:
+    """["lr=0.001..0.1:log", "viapt.kept_dim=8,16"] to a search space; what cannot be read is noted."""
+    from viapt.bench.search import check_space
+
+    space: dict[str, Any] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        with problems.collected(f"--search {text}"):
+            if name in space:
+                raise ConfigError(f"{name} is given twice", expected="each once")
+            found = {name: parse_range(values)}
+            check_space(found)
+            space |= found
+    return space
+
+
+def parse_range(text: str) -> dict[str, Any]:
+    """ "0.001..0.1:log" or "8,16,none" to a range.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    low, dots, high = text.partition("..")
+    high, colon, scale = high.partition(":")
+    if not dots:
+        return {"choices": [value_of(part.strip()) for part in text.split(",")]}
+    ends = value_of(low), value_of(high)
+    if any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends) or (colon and scale != "log"):
+        raise ConfigError(f"{text!r} is no range", expected="LOW..HIGH, LOW..HIGH:log, or A,B,C")
+    return {"low": ends[0], "high": ends[1], "log": bool(colon)}
+
+
+def value_of(text: str) -> Any:
+    """A whole number, a number, true, false, none or text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def make_engine(name: str, workers: int, threads: int | None, address: str | None, gpus: float | None) -> Engine:
+    """The engine that was asked for.
+
+    Raises:
+        ConfigError: options without effect, or out of range; Ray is not installed.
+    """
+    import os
+
+    from viapt.bench.engines import LocalEngine, RayEngine
+
+    if workers < 1 or (threads is not None and threads < 1):
+        raise ConfigError(f"--workers {workers} --threads {threads}", expected="1 or more")
+    each = threads or max(1, (os.cpu_count() or 1) // workers)
+    if name == "ray":
+        return RayEngine(address, workers, each, gpus or 0.0)
+    for option, value in (("--address", address), ("--gpus", gpus)):
+        if value is not None:
+            raise ConfigError(f"{option} has no effect with --engine local", remedy="--engine ray")
+    return LocalEngine(workers, each)
