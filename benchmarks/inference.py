@@ -11,8 +11,7 @@
 
 `x bare` is the time beside that of the bare backbone in the same runtime; `allowed` is 1.03 * (tokens with prompts) /
 tokens.
-Latency is of one image, throughput of a batch. Weights are random. Variants take turns. OpenVINO computes
-in the precision that it chooses.
+Latency is of one image, throughput of a batch. Weights are random. Variants take turns.
 """
 
 from __future__ import annotations
@@ -50,7 +49,8 @@ def bare(model: PromptedClassifier, images: torch.Tensor) -> measure.Step:
 
 
 def compiled(model: PromptedClassifier, images: torch.Tensor) -> measure.Step:
-    twin = viapt.create_model(model.backbone, method="viapt", classes=100, precision=str(model.backbone.dtype)[6:])
+    options = {"num_prompts": model.method.num_prompts, "precision": str(model.backbone.dtype)[6:]}
+    twin = viapt.create_model(model.backbone, method="viapt", classes=100, **options)
 
     def step() -> None:
         twin.backbone.compile_blocks(True)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -230,6 +231,23 @@ def test_predict_tells_the_spread_of_samples(fitted, photos, run):
     assert "spread" in run("predict", fitted, file, "--policy", "multi")[1].splitlines()[0]
 
 
+def test_adaptive_samples_tell_how_many_there_were(fitted, photos, run):
+    options = "--policy", "multi", "--adaptive", "--max-disagreement", 0.2
+    code, out, _ = run("predict", fitted, photos / "red", *options, "--format", "json")
+    expected = viapt.load(fitted).predict(
+        sorted((photos / "red").iterdir()), "multi", adaptive=True, max_disagreement=0.2
+    )
+    rows = json.loads(out)
+    assert code == 0 and [row["passes"] for row in rows] == expected.rounds.tolist()
+    assert [row["label"] for row in rows] == expected.labels and not any("spread" in row for row in rows)
+    header = run("predict", fitted, photos / "red", *options, "--format", "csv")[1].splitlines()[0]
+    assert header.endswith(",passes")
+    code, out, _ = run("evaluate", fitted, photos, "--all", *options, "--json")
+    assert code == 0 and 1 <= json.loads(out)["rounds"] <= 5
+    everything = run("evaluate", fitted, photos, "--all", "--policy", "multi")[1]
+    assert re.search(r"passes for each image +5\.00", everything)
+
+
 def test_a_bad_image_does_not_stop_the_others(fitted, photos, run, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     good = photos / "red" / "00.png"
@@ -275,6 +293,8 @@ def test_inspect(fitted, photos, run):
         ("evaluate {new} {photos}", ["does not exist"]),
         ("evaluate {fitted} {photos} --rounds 3", ["--rounds has no effect"]),
         ("evaluate {fitted} {photos} --all --part test", ["--all"]),
+        ("evaluate {fitted} {photos} --adaptive", ["adaptive has no effect on policy mean"]),
+        ("evaluate {fitted} {photos} --policy multi --adaptive --quantise int8", ["--quantise with --adaptive"]),
         ("predict {fitted} {photos} --seed 3", ["--seed has no effect"]),
         ("predict {fitted} {new}/*.png", ["no images in"]),
         ("inspect {photos}", ["adapter_config.json"]),

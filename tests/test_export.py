@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import openvino
 import pytest
+import safetensors.torch
 import torch
 
 import viapt
@@ -339,6 +340,7 @@ def test_a_new_process_predicts_without_the_backbone(
         ("predict {onnx} {photos} --seed 3", ["seed 3", "which has no noise"]),
         ("predict {onnx} {photos} --rounds 3", ["--rounds has no effect"]),
         ("predict {onnx} {photos} --weights {onnx}", ["--weights has no effect"]),
+        ("predict {onnx} {photos} --adaptive", ["--adaptive", "no effect on an exported file"]),
         ("predict {onnx}x.onnx {photos}", ["does not exist"]),
         ("export {adapter} --out {onnx}", ["is there already", "--overwrite"]),
         ("export {adapter} --to torch --out {onnx}", ["ends in .pt2"]),
@@ -354,6 +356,23 @@ def test_mistakes_are_one_paragraph(
     paragraph = err.splitlines()[-1]
     assert code == 2 and out == "" and paragraph.startswith("Error: ") and "Traceback" not in err
     assert all(word in paragraph for word in words), paragraph
+
+
+def test_weights_of_another_backbone_are_named(adapter: Path, run: Any, tmp_path: Path) -> None:
+    """The same architecture, other numbers: found, expected and what to do, in one paragraph."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    folder = Path(config["backbone"]["name"].removeprefix("local-dir:"))
+    own = folder / "model.safetensors"
+    kept, tensors = own.read_bytes(), safetensors.torch.load_file(own)
+    tensors["norm.weight"] += 1
+    try:
+        safetensors.torch.save_file(tensors, own)
+        code, out, err = run("export", adapter, "--to", "torch", "--out", tmp_path / "m.pt2")
+    finally:
+        own.write_bytes(kept)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
+    words = config["backbone"]["fingerprint"], "Expected: those that", "To do: load those weights, or train again"
+    assert err.startswith("Error: The backbone local-dir:") and all(word in err for word in words), err
 
 
 def test_a_folder_is_an_adapter_whatever_it_is_called(tmp_path: Path, adapter: Path, run: Any, photos: Path) -> None:

@@ -114,6 +114,10 @@ def test_global_generators_mode_and_weights_are_left_alone(model: PromptedClassi
     with pytest.raises(DataError):
         predict(model, [object()])
     assert model.training
+    model.eval()
+    model.method.train()  # as a caller may have left it
+    noisy = predict(model, tiny_images(4)).probabilities
+    torch.testing.assert_close(noisy, predict(model.eval(), tiny_images(4)).probabilities, rtol=0, atol=0)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 

@@ -63,5 +63,3 @@ def test_commands(here, backbone):
 
 def test_tables_name_what_is_there():
     assert PACKAGED in README and all(f"`{method}`" in README for method in viapt.list_methods())
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links), links
