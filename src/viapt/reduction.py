@@ -78,6 +78,7 @@ class Reduction(nn.Module, ABC):
         seed: of the private generator, where something is drawn.
         steps: how many training steps estimate the subspace, where it is estimated.
         center: estimate it from what differs between images, instead of from all that there is.
+        first: the first layer that has a subspace.
     """
 
     transient: frozenset[str] = frozenset()  # buffers that only training needs
@@ -85,10 +86,19 @@ class Reduction(nn.Module, ABC):
     exact_gradient: bool = True  # or is the gradient stopped on purpose, on its way through the basis?
 
     def __init__(
-        self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int, center: bool = False
+        self,
+        dim: int,
+        kept_dim: int,
+        layers: int,
+        *,
+        shared: bool,
+        seed: int,
+        steps: int,
+        center: bool = False,
+        first: int = 0,
     ) -> None:
         super().__init__()
-        self.dim, self.kept_dim, self.layers = dim, kept_dim, layers
+        self.dim, self.kept_dim, self.layers, self.first = dim, kept_dim, layers, first
         self.shared, self.seed, self.steps, self.center = shared, seed, steps, center
 
     @abstractmethod
@@ -109,12 +119,17 @@ class Reduction(nn.Module, ABC):
 
     def index(self, layer: int) -> int:
         """Which of the stored subspaces serves `layer`."""
-        return 0 if self.shared else layer
+        return 0 if self.shared else layer - self.first
 
     @property
     def count(self) -> int:
         """How many subspaces are stored."""
-        return 1 if self.shared else self.layers
+        return 1 if self.shared else self.layers - self.first
+
+    @property
+    def fresh_dim(self) -> int:
+        """How many fresh parameters a prompt has."""
+        return self.dim - self.kept_dim
 
 
 class FixedSubspace(Reduction):
@@ -204,7 +219,7 @@ class RunningPCA(FixedSubspace):
     @property
     def visits(self) -> int:
         """How often one subspace sees prompts in one training step."""
-        return self.layers if self.shared else 1
+        return self.layers - self.first if self.shared else 1
 
     @property
     def last(self) -> int:
@@ -238,12 +253,17 @@ class RunningPCA(FixedSubspace):
     @torch.no_grad()
     def refresh(self, index: int) -> None:
         """Take the basis of one subspace from the moments since the last time."""
-        axes, explained = principal_axes(self.varying(index), self.kept_dim)
+        self.take(index, self.varying(index))
+        self.moment[index] = 0
+        self.common[index] = 0
+
+    @torch.no_grad()
+    def take(self, index: int, moment: Float[Tensor, "d d"]) -> None:
+        """The basis of one subspace from the moment that it is to explain."""
+        axes, explained = principal_axes(moment, self.kept_dim)
         basis, share = self.basis.clone(), self.explained.clone()
         basis[index], share[index] = axes.half().to(axes.dtype), explained
         self.basis, self.explained = basis, share
-        self.moment[index] = 0
-        self.common[index] = 0
         self.derive(index)
 
     def varying(self, index: int) -> Float[Tensor, "d d"]:
