@@ -137,15 +137,16 @@ class ViaPT(PromptMethod):
 
         bound = init_bound(dim, patch_size)
         self.kept = self.build_reduction()
-        self.carries = self.kept.kept_dim > 0
-        self.batch_dependent = self.kept.batch_dependent and self.carries
-        self.exact_gradient = self.kept.exact_gradient or not self.carries
+        keeps = self.kept.kept_dim > 0
+        self.carries = keeps and (carry_scale != 0 or learn_carry_scale)
+        self.batch_dependent = self.kept.batch_dependent and keeps
+        self.exact_gradient = self.kept.exact_gradient or not keeps
         width = dim if self.wide else self.kept.fresh_dim
         if width > 0:
             self.fresh = prompt_parameter(depth, self.fresh_rows, width, bound=bound)
         else:
             self.register_buffer("fresh", torch.empty(depth, self.fresh_rows, 0), persistent=False)
-        if self.carries and not self.wide and num_instance_prompts < num_prompts:
+        if keeps and not self.wide and num_instance_prompts < num_prompts:
             self.dataset_prompts = prompt_parameter(num_prompts - num_instance_prompts, dim, bound=bound)
         if self.num_instance_prompts:
             self.generator = InstanceGenerator(
@@ -165,7 +166,7 @@ class ViaPT(PromptMethod):
         self.scale = CarryScale(
             depth,
             carry_scale,
-            learn=learn_carry_scale and self.carries,
+            learn=learn_carry_scale and keeps,
             measure=calibrate_carry and self.carries,
             unit=bound / math.sqrt(3),
             steps=calibration_steps,
@@ -230,7 +231,7 @@ class ViaPT(PromptMethod):
     ) -> Float[Tensor, "rows p dim"]:
         """Z_0: instance prompts, then dataset-level prompts (zeros, where W_1 says what these would)."""
         rows, others = rows_of(patches, noise), self.num_prompts - self.num_instance_prompts
-        if self.num_instance_prompts == 0 and (self.wide or not self.carries):
+        if self.num_instance_prompts == 0 and (self.wide or self.kept_dim == 0):
             return patches.new_zeros(rows, self.num_prompts, self.dim)
         kinds = []
         if self.num_instance_prompts:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 GENERATOR = "generator_width", "generator_kernels", "generator_depthwise", "per_prompt", "spatial", "generator_lr"
 INSTANCE = *GENERATOR, "initial_std", "kl_weight", "instance_noise", "instance_every", "instance_warmup"
 BASIS = "reduction", "shared_basis", "center_basis", "basis_seed", "calibration_steps"
+GATES = "explained", "max_kept_dim", "image_gate"
 CARRY = "carry_scale", "calibrate_carry", "learn_carry_scale", "carried", "carry_norm"
 
 
@@ -64,7 +65,7 @@ def without_effect(method: ViaPT) -> dict[str, str]:
     if not estimated and not method.calibrate_carry and method.carried == "all":
         idle["calibration_steps"] = "nothing is estimated"
     if not adaptive:
-        idle |= dict.fromkeys(("explained", "max_kept_dim", "image_gate"), "kept_dim is not adaptive")
+        idle |= dict.fromkeys(GATES, "kept_dim is not adaptive")
     if method.reduction not in ("random", "select"):
         idle["basis_seed"] = f"nothing is drawn for reduction = {method.reduction}"
     if method.reduction in ("batch", "instance"):
@@ -73,6 +74,8 @@ def without_effect(method: ViaPT) -> dict[str, str]:
         idle["fresh_rows"] = f"with kept_dim = {m} there are no fresh parameters"
     if method.carry_scale == 0 and not method.learn_carry_scale:
         names = "calibrate_carry", "carried", "carry_norm"
+        if method.wide and method.fresh_dim == "full":  # and nothing has to make room
+            names = (*names, *BASIS, *GATES, "kept_dim")
         idle |= dict.fromkeys(names, "with carry_scale = 0 nothing is carried")
     if method.spatial:
         idle["per_prompt"] = "with spatial each instance prompt has a (mean, std) of its own"
