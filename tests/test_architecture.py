@@ -17,7 +17,17 @@ PYTHON = [*SOURCES, *sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "ben
 FLOORS: list[set[str]] = [
     {"errors"},
     {"distributed", "device"},
-    {"reduction", "packaged", "precision", "tensorfile", "checkpoint", "interruption", "tables", "runtimes"}
+    {
+        "reduction",
+        "gated_reduction",
+        "packaged",
+        "precision",
+        "tensorfile",
+        "checkpoint",
+        "interruption",
+        "tables",
+        "runtimes",
+    }
     | {"rounds", "cache_files"},
     {"methods", "backbones"},
     {"model"},

@@ -36,6 +36,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one each": {"per_prompt": True, "kl_weight": 0.1},
     "other generator": {"generator_depthwise": True, "generator_kernels": (3, 1), "generator_width": 3},
     "shared, learned scale": {"shared_basis": True, "learn_carry_scale": True},
+    "spatial": {"spatial": True, "num_instance_prompts": 6},
+    "adaptive": {"kept_dim": "adaptive", "explained": 0.8},
+    "adaptive for each image": {"kept_dim": "adaptive", "image_gate": True, "shared_basis": True, "fresh_dim": "full"},
+    "full width, variation": {"fresh_dim": "full", "fresh_rows": 4, "carried": "variation", "carry_norm": True},
+    "instance every": {"instance_every": True, "instance_noise": False, "fresh_rows": 3},
+    "warm-up, slow generator": {"instance_warmup": 3, "generator_lr": 0.3},
 }
 CASES = [pytest.param(m, b, {}, id=f"{m}-{b}") for m in METHODS for b in BACKBONES]
 CASES += [pytest.param("viapt", "vit", options, id=f"viapt-{name}") for name, options in VARIANTS.items()]

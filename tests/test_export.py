@@ -132,6 +132,7 @@ def test_wrong_arguments(arguments: Any, message: str, model: PromptedClassifier
         ({"reduction": "instance"}, "mean", "linalg_eigh.*for each image.*running, random, select or linear"),
         ({"num_instance_prompts": 0}, "multi", "policy multi has no effect"),
         ({"num_instance_prompts": 0}, "fixed", "policy fixed has no effect"),
+        ({"instance_noise": False}, "multi", "policy multi has no effect"),
     ],
 )
 def test_what_cannot_be_exported(options: dict[str, Any], policy: Any, message: str, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "everything kept": {"kept_dim": 24},
     "all instance": {"num_prompts": 4, "num_instance_prompts": 4, "per_prompt": True},
     "no instance": {"num_instance_prompts": 0, "shared_basis": True, "learn_carry_scale": True},
+    "spatial": {"spatial": True, "num_instance_prompts": 6, "instance_every": True, "instance_warmup": 3},
+    "adaptive": {"kept_dim": "adaptive", "image_gate": True, "carried": "variation"},
+    "full width": {"fresh_dim": "full", "carry_norm": True, "instance_noise": False},
 }
 CASES = [pytest.param(method, backbone, {}, id=f"{method}-{backbone}") for method in METHODS for backbone in BACKBONES]
 CASES += [pytest.param("viapt", "vit", options, id=f"viapt-{name}") for name, options in VARIANTS.items()]
@@ -40,7 +43,7 @@ def test_every_runtime_answers_as_the_model(
     method: str, backbone: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     model = fitted(method, backbone, **options)
-    sampled = model.method.num_instance_prompts > 0
+    sampled = model.method.sampled_prompts > 0
     sessions = written(model, tmp_path, "multi" if sampled else "mean")
     for count in (1, 2, 5):
         batch = images(model, count)

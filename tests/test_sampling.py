@@ -208,7 +208,7 @@ def test_forged_noise_is_refused(noise: Any, tmp_path: Path, model: PromptedClas
 
 
 @pytest.mark.parametrize(
-    ("method", "count", "message"), [("vpt-deep", 5, "no instance prompts"), ("viapt", 1, "at least two")]
+    ("method", "count", "message"), [("vpt-deep", 5, "samples no prompts"), ("viapt", 1, "at least two")]
 )
 def test_what_cannot_be_calibrated_is_refused(method: str, count: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

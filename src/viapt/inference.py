@@ -153,7 +153,7 @@ def class_probabilities(
     rounds are adaptive, and differ from all rounds in an image's label with at most this probability.
     """
     images = send(images, model.head.weight.device)
-    sampled = model.method.num_instance_prompts > 0  # without noise all rounds are equal
+    sampled = model.method.sampled_prompts > 0  # without noise all rounds are equal
     passes = rounds if policy == "multi" and sampled else 1
     used = torch.full((images.shape[0],), passes, device=images.device)
     if policy == "mean":

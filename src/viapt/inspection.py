@@ -31,7 +31,7 @@ class Inspection:
         learnable: how many numbers are trained, head included.
         explained: layer -> share in [0, 1] of what the kept subspace was chosen by, as training estimated it: of the
             prompts' second moment, or with `center_basis` of their covariance beside the axes of the slots' means;
-            None where nothing was estimated.
+            None where nothing was estimated, and for a first layer that has no subspace.
         kept_energy: layer -> share in [0, 1] of the prompts' squared length inside the kept subspace, on the given
             images; None without images, or where the reduction keeps no subspace in place.
         kept_variance: likewise of what differs between the images, prompt by prompt; None for a layer where nothing
@@ -44,8 +44,8 @@ class Inspection:
 
     parameters: dict[str, int]
     learnable: int
-    explained: list[float] | None = None
-    kept_energy: list[float] | None = None
+    explained: list[float | None] | None = None
+    kept_energy: list[float | None] | None = None
     kept_variance: list[float | None] | None = None
     prompt_attention: list[float] | None = None
     images: int = 0
@@ -105,17 +105,18 @@ def count_parameters(model: PromptedClassifier) -> dict[str, int]:
     return counts | {part: n for part, n in model.parameter_counts().items() if part != "method"}
 
 
-def estimated_share(model: PromptedClassifier) -> list[float] | None:
+def estimated_share(model: PromptedClassifier) -> list[float | None] | None:
     """The share that training's estimate gave each layer, where the reduction keeps one."""
     for reduction in reductions(model):
         if isinstance(reduction, RunningPCA) and bool((reduction.seen > 0).all()):
-            return [float(reduction.explained[reduction.index(layer)]) for layer in range(reduction.layers)]
+            found = [float(reduction.explained[reduction.index(n)]) for n in range(reduction.first, reduction.layers)]
+            return [None] * reduction.first + found
     return None
 
 
 def measured_shares(
     model: PromptedClassifier, images: Float[Tensor, "batch 3 height width"]
-) -> tuple[list[float] | None, list[float | None] | None]:
+) -> tuple[list[float | None] | None, list[float | None] | None]:
     """`Inspection.kept_energy` and `Inspection.kept_variance`."""
     energy: dict[int, float] = {}
     variance: dict[int, float | None] = {}
@@ -137,8 +138,10 @@ def measured_shares(
     finally:
         for hook in hooks:
             hook.remove()
-    layers = sorted(energy)
-    return [energy[layer] for layer in layers] or None, [variance[layer] for layer in layers] or None
+    if not energy:
+        return None, None
+    layers = range(model.backbone.depth)
+    return [energy.get(layer) for layer in layers], [variance.get(layer) for layer in layers]
 
 
 def prompt_attention(model: PromptedClassifier, images: Float[Tensor, "batch 3 height width"]) -> PromptAttention:

@@ -65,7 +65,7 @@ class PromptedClassifier(nn.Module):
         Args:
             images: (batch, 3, height, width), preprocessed as `backbone.preprocessing` says.
             labels: class indices; the loss is cross-entropy plus the method's penalty.
-            noise: standard normal, one row per instance prompt. Without it, evaluation uses the mean and training draws
+            noise: standard normal, one row per sampled prompt. Without it, evaluation uses the mean and training draws
                 from a private generator.
         """
         if noise is None and self.training:
@@ -139,7 +139,7 @@ class PromptedClassifier(nn.Module):
         as that takes.
         """
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        rows = self.method.training_noise if self.training else self.method.num_instance_prompts
+        rows = self.method.training_noise if self.training else self.method.sampled_prompts
         shape = (batch, rows, self.backbone.dim)
         return torch.randn(shape, generator=generator).to(self.head.weight)
 

@@ -53,7 +53,7 @@ class Optimization:
         """
         lr = self.recipe.lr_at(number, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         device = self.accelerator.device
         images, labels = send(images, device), send(labels, device).long()
         loss, correct, logits = self.gradients(number, size, images, labels)

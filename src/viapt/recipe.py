@@ -79,18 +79,24 @@ class Recipe:
 
 
 def parameter_groups(model: PromptedClassifier, weight_decay: float) -> list[dict[str, Any]]:
-    """Every learnable tensor in one of two groups, and no other: matrices decay, vectors (biases, scales) do not.
+    """Every learnable tensor in one group, and no other: matrices decay, vectors (biases, scales) do not.
 
-    Prompts are matrices (p, dim): they decay, as in VPT.
+    Prompts are matrices (p, dim): they decay, as in VPT. What learns at a rate of its own is in groups of its own,
+    whose "lr_factor" is not 1.
 
     Raises:
         TrainingError: a tensor of method or head is frozen, or one of the backbone is not.
     """
     learnable = model.learnable()
-    decayed = [tensor for tensor in learnable.values() if tensor.ndim >= 2]
-    others = [tensor for tensor in learnable.values() if tensor.ndim < 2]
-    check_coverage(model, [*decayed, *others])
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    factors = {f"method.{name}": factor for name, factor in model.method.learning_rates().items()}
+    groups: list[dict[str, Any]] = []
+    for factor in dict.fromkeys([1.0, *factors.values()]):
+        own = [tensor for name, tensor in learnable.items() if factors.get(name, 1.0) == factor]
+        decayed = [tensor for tensor in own if tensor.ndim >= 2]
+        others = [tensor for tensor in own if tensor.ndim < 2]
+        groups.append({"params": decayed, "weight_decay": weight_decay, "lr_factor": factor})
+        groups.append({"params": others, "weight_decay": 0.0, "lr_factor": factor})
+    check_coverage(model, [tensor for group in groups for tensor in group["params"]])
     return [group for group in groups if group["params"]]
 
 

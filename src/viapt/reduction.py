@@ -78,6 +78,7 @@ class Reduction(nn.Module, ABC):
         seed: of the private generator, where something is drawn.
         steps: how many training steps estimate the subspace, where it is estimated.
         center: estimate it from what differs between images, instead of from all that there is.
+        first: the first layer that has a subspace.
     """
 
     transient: frozenset[str] = frozenset()  # buffers that only training needs
@@ -85,10 +86,19 @@ class Reduction(nn.Module, ABC):
     exact_gradient: bool = True  # or is the gradient stopped on purpose, on its way through the basis?
 
     def __init__(
-        self, dim: int, kept_dim: int, layers: int, *, shared: bool, seed: int, steps: int, center: bool = False
+        self,
+        dim: int,
+        kept_dim: int,
+        layers: int,
+        *,
+        shared: bool,
+        seed: int,
+        steps: int,
+        center: bool = False,
+        first: int = 0,
     ) -> None:
         super().__init__()
-        self.dim, self.kept_dim, self.layers = dim, kept_dim, layers
+        self.dim, self.kept_dim, self.layers, self.first = dim, kept_dim, layers, first
         self.shared, self.seed, self.steps, self.center = shared, seed, steps, center
 
     @abstractmethod
@@ -109,12 +119,17 @@ class Reduction(nn.Module, ABC):
 
     def index(self, layer: int) -> int:
         """Which of the stored subspaces serves `layer`."""
-        return 0 if self.shared else layer
+        return 0 if self.shared else layer - self.first
 
     @property
     def count(self) -> int:
         """How many subspaces are stored."""
-        return 1 if self.shared else self.layers
+        return 1 if self.shared else self.layers - self.first
+
+    @property
+    def fresh_dim(self) -> int:
+        """How many fresh parameters a prompt has."""
+        return self.dim - self.kept_dim
 
 
 class FixedSubspace(Reduction):
@@ -180,11 +195,15 @@ class RunningPCA(FixedSubspace):
     fresh parameters say better. Centred, they are those of the covariance within each prompt slot, that is of what
     differs between images, and orthogonal to the slots' means as long as m leaves room for them. Z_0, which is learned
     and not carried, is never centred. A batch of one image has no covariance and does not count as a step.
+
+    The mean of a slot over B images is uncertain by covariance / B, most of it along the very axes that are looked for.
+    So that is taken off the second moment of the means, and an axis with less energy than all of it counts as none.
     """
 
-    transient = frozenset({"moment", "common"})
+    transient = frozenset({"moment", "common", "uncertain"})
     moment: Tensor
     common: Tensor
+    uncertain: Tensor
     seen: Tensor
     explained: Tensor
 
@@ -192,6 +211,7 @@ class RunningPCA(FixedSubspace):
         super().__init__(dim, kept_dim, layers, **options)
         self.register_buffer("moment", torch.zeros(self.count, dim, dim))
         self.register_buffer("common", torch.zeros(self.count, dim, dim if self.center else 0))
+        self.register_buffer("uncertain", torch.zeros(self.count))
         self.register_buffer("seen", torch.zeros(self.count, dtype=torch.long))
         self.register_buffer("explained", torch.zeros(self.count))
         self.estimating = self.steps > 0 and 0 < kept_dim < dim
@@ -204,7 +224,7 @@ class RunningPCA(FixedSubspace):
     @property
     def visits(self) -> int:
         """How often one subspace sees prompts in one training step."""
-        return self.layers if self.shared else 1
+        return self.layers - self.first if self.shared else 1
 
     @property
     def last(self) -> int:
@@ -223,13 +243,15 @@ class RunningPCA(FixedSubspace):
         """Add a training batch to the moment, and take a new basis when its time has come."""
         if self.center and prompts.shape[0] == 1:
             return
-        index = self.index(layer)
-        if self.center and layer > 0:
-            mean = prompts.mean(0)
-            self.common[index] += mean.mT @ mean
-            prompts = prompts - mean
-        x = prompts.flatten(0, 1)
-        self.moment[index] += x.mT @ x / x.shape[0]
+        index, batch, mean = self.index(layer), prompts.shape[0], prompts.mean(0)
+        centred = self.center and layer > 0
+        x = (prompts - mean if centred else prompts).flatten(0, 1)
+        second = x.mT @ x
+        self.moment[index] += second / x.shape[0]
+        if centred:
+            uncertain = second / (batch * (batch - 1))
+            self.common[index] += mean.mT @ mean - uncertain
+            self.uncertain[index] += uncertain.trace()
         self.seen[index] += 1
         step, rest = divmod(int(self.seen[index]), self.visits)
         if rest == 0 and (step & (step - 1) == 0 or step == self.steps):
@@ -238,12 +260,18 @@ class RunningPCA(FixedSubspace):
     @torch.no_grad()
     def refresh(self, index: int) -> None:
         """Take the basis of one subspace from the moments since the last time."""
-        axes, explained = principal_axes(self.varying(index), self.kept_dim)
+        self.take(index, self.varying(index))
+        self.moment[index] = 0
+        self.common[index] = 0
+        self.uncertain[index] = 0
+
+    @torch.no_grad()
+    def take(self, index: int, moment: Float[Tensor, "d d"]) -> None:
+        """The basis of one subspace from the moment that it is to explain."""
+        axes, explained = principal_axes(moment, self.kept_dim)
         basis, share = self.basis.clone(), self.explained.clone()
         basis[index], share[index] = axes.half().to(axes.dtype), explained
         self.basis, self.explained = basis, share
-        self.moment[index] = 0
-        self.common[index] = 0
         self.derive(index)
 
     def varying(self, index: int) -> Float[Tensor, "d d"]:
@@ -253,7 +281,7 @@ class RunningPCA(FixedSubspace):
             return moment
         values, axes = torch.linalg.eigh(self.common[index])
         axes = axes[:, self.kept_dim :]  # the d - m of most energy, in ascending order
-        axes = axes * (values[self.kept_dim :] > 1e-6 * values[-1])
+        axes = axes * (values[self.kept_dim :] > torch.maximum(1e-6 * values[-1], self.uncertain[index]))
         rest = torch.eye(self.dim, device=axes.device, dtype=axes.dtype) - axes @ axes.mT
         return rest @ moment @ rest
 

@@ -39,11 +39,11 @@ def calibrate_rounds(
         progress: called after each batch with the number of images done.
 
     Raises:
-        ConfigError: a model without instance prompts, fewer than two images, or logits that are not finite.
+        ConfigError: a model that samples no prompts, fewer than two images, or logits that are not finite.
         DataError: images that do not fit the model.
     """
-    if model.method.num_instance_prompts == 0:
-        raise ConfigError(f"{model.method.name} has no instance prompts", expected="a model whose rounds differ")
+    if model.method.sampled_prompts == 0:
+        raise ConfigError(f"{model.method.name} samples no prompts", expected="a model whose rounds differ")
     if len(dataset) < 2:
         raise ConfigError(f"{len(dataset)} image(s) to measure rounds on", expected="at least two")
     count = min(len(dataset), IMAGES)
@@ -65,7 +65,7 @@ def calibrate_rounds(
 def calibrate_if_sampled(model: PromptedClassifier, datasets: list[Any], **options: Any) -> None:
     """`calibrate_rounds` on the first data set that is there and has two images; nothing where nothing is sampled."""
     measurable = [dataset for dataset in datasets if dataset is not None and len(dataset) > 1]
-    if measurable and model.method.num_instance_prompts:
+    if measurable and model.method.sampled_prompts:
         calibrate_rounds(model, measurable[0], **options)
 
 

@@ -288,9 +288,9 @@ def check_policy(model: PromptedClassifier, policy: str) -> None:
     """Refuse to sample where nothing can be sampled.
 
     Raises:
-        ConfigError: the method has no instance prompts.
+        ConfigError: the method samples no prompts.
     """
-    if policy != "mean" and model.method.num_instance_prompts == 0:
+    if policy != "mean" and model.method.sampled_prompts == 0:
         raise ConfigError(
-            f"--policy {policy} has no effect on {model.method.name} without instance prompts", expected="--policy mean"
+            f"--policy {policy} has no effect on {model.method.name} without sampled prompts", expected="--policy mean"
         )

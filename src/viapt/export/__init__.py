@@ -103,9 +103,9 @@ def check_arguments(model: PromptedClassifier, policy: str, seed: int, dtype: st
     check_policy(policy, 1, seed)
     if dtype not in DTYPES:
         raise ConfigError(f"There is no dtype {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
-    if policy != "mean" and method.num_instance_prompts == 0:
+    if policy != "mean" and method.sampled_prompts == 0:
         raise ConfigError(
-            f"policy {policy} has no effect on {method.name} without instance prompts", expected="policy mean"
+            f"policy {policy} has no effect on {method.name} without sampled prompts", expected="policy mean"
         )
     if seed and policy != "fixed":
         raise ConfigError(f"seed = {seed} has no effect on policy {policy}", expected="policy fixed")
@@ -128,7 +128,7 @@ def describe(model: PromptedClassifier, policy: str, seed: int, dtype: str) -> d
         "format_version": FORMAT_VERSION,
         "method": method.name,
         "method_arguments": method.config(),
-        "noise_shape": [method.num_instance_prompts, backbone.dim] if policy == "multi" else None,
+        "noise_shape": [method.sampled_prompts, backbone.dim] if policy == "multi" else None,
         "parity": None,
         "policy": policy,
         "preprocessing": backbone.preprocessing.to_dict(),

@@ -26,7 +26,7 @@ class PromptMethod(nn.Module, ABC):
 
     Attributes:
         num_prompts: p, prompt tokens in the sequence.
-        num_instance_prompts: lambda, how many of them are sampled, 0 <= lambda <= p.
+        num_instance_prompts: lambda, how many of them are made from the image, 0 <= lambda <= p.
         carries: whether `carry` reads the prompts that left the block before; if not, nobody computes them, and it is
             given those that entered.
         batch_dependent: whether an image's answer depends on the other images of its batch.
@@ -52,9 +52,14 @@ class PromptMethod(nn.Module, ABC):
         self.dim, self.depth, self.patch_size = dim, depth, patch_size
 
     @property
-    def training_noise(self) -> int:
-        """Rows of standard normal noise that an image takes in training; `num_instance_prompts` in evaluation."""
+    def sampled_prompts(self) -> int:
+        """Rows of standard normal noise that an image takes in evaluation; 0: all draws are the same."""
         return self.num_instance_prompts
+
+    @property
+    def training_noise(self) -> int:
+        """The same in training."""
+        return self.sampled_prompts
 
     @abstractmethod
     def start(
@@ -97,6 +102,10 @@ class PromptMethod(nn.Module, ABC):
     def penalty(self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]) -> Float[Tensor, ""] | None:
         """A term that training adds to the loss, or None."""
         return None
+
+    def learning_rates(self) -> dict[str, float]:
+        """Parameters that learn at another rate than the training's: name -> factor on it."""
+        return {}
 
     def without_effect(self) -> dict[str, str]:
         """The keyword arguments that change nothing, given the others: name -> reason."""

@@ -15,23 +15,26 @@
     Z_0     = [P_ins, P_data]                                                       (fuse)
     enters block i = s_i * PCA_m(Z_{i-1}) + W_i laid into the other d - m dimensions      (compress, pad)
 
-m = 0 is VPT-Deep, m = d (with s = 1) VPT-Shallow. What the paper leaves open, and how we chose, is in docs/method.md.
+m = 0 is VPT-Deep, m = d (with s = 1) VPT-Shallow. What the paper leaves open, and how we chose, is in docs/method.md,
+and so are our variants of it. `instance_generator` makes (mu, sigma), `carry` s_i, `viapt.reduction` PCA_m.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from viapt.distributed import whole
-from viapt.errors import ConfigError
+from viapt.gated_reduction import GatedPCA
 from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of
-from viapt.reduction import REDUCTIONS
+from viapt.methods.carry import CarryScale
+from viapt.methods.instance_generator import InstanceGenerator, WarmUp
+from viapt.methods.viapt_arguments import check, without_effect
+from viapt.reduction import REDUCTIONS, Reduction
 
 ReductionName = Literal["running", "batch", "instance", "linear", "random", "select"]
 
@@ -42,7 +45,14 @@ class ViaPT(PromptMethod):
     Args:
         num_prompts: p >= 1.
         num_instance_prompts: lambda, 0 <= lambda <= p.
-        kept_dim: m, 0 <= m <= d; None: d / 12.
+        kept_dim: m, 0 <= m <= d; None: d / 12; "adaptive": gates on `max_kept_dim` axes, see `GatedPCA` (`running`).
+        explained: share of the variance that the axes kept in a layer explain, in (0, 1] (`adaptive`).
+        max_kept_dim: axes with a gate, 1 to d - 1; None: d / 6 (`adaptive`).
+        image_gate: let gates also depend on the image (`adaptive`).
+        fresh_dim: "complement": fresh parameters live where nothing is kept; "full": W_i has d numbers a prompt, to
+            which what is kept is added. Where it has (`adaptive` too), [P_ins, 0] + W_1 enters the first block.
+        fresh_rows: prompts, the last ones, that have fresh parameters, p - lambda to p; None: all, or all but one where
+            W_i has d numbers a prompt and there is a generator, which this pays for.
         reduction: how the m dimensions are found; see `viapt.reduction`.
         shared_basis: one kept subspace for all blocks instead of one each (a smaller adapter).
         center_basis: choose the subspace by what differs between images, not by all that the prompts hold (`running`).
@@ -52,12 +62,19 @@ class ViaPT(PromptMethod):
         calibrate_carry: measure s in units that make what differs between images as large as a prompt starts; see
             `CarryScale`. False with `carry_scale` 1 is the paper.
         learn_carry_scale: learn s for each block, starting from `carry_scale`.
+        carried: "all", or only the "variation": Z less the mean of each prompt slot, estimated in the calibration.
+        carry_norm: bring each carried token to the size at which a prompt starts, before it is scaled.
         generator_width: c, channels of the generator.
         generator_kernels: sizes of its two convolutions, odd.
         generator_depthwise: second convolution per channel instead of full.
         per_prompt: a (mean, std) for each instance prompt instead of one for all.
         initial_std: std of the instance distribution at the start, > 0.
         kl_weight: weight of KL(N(mean, std^2) || N(0, I)), averaged over the dimensions; the paper has none.
+        spatial: the generator sees where tokens lie, and each instance prompt is made from a cell of the grid.
+        instance_noise: sample; False: the mean alone is made and used.
+        instance_every: add t_i * P_ins to what enters blocks 2..N, with a learned t_i, 1 at first.
+        instance_warmup: training steps in which P_ins grows from 0 to its size.
+        generator_lr: factor on the learning rate of the generator, > 0.
     """
 
     name = "viapt"
@@ -70,7 +87,12 @@ class ViaPT(PromptMethod):
         *,
         num_prompts: int = 10,
         num_instance_prompts: int = 7,
-        kept_dim: int | None = None,
+        kept_dim: int | Literal["adaptive"] | None = None,
+        explained: float = 0.9,
+        max_kept_dim: int | None = None,
+        image_gate: bool = False,
+        fresh_dim: Literal["complement", "full"] = "complement",
+        fresh_rows: int | None = None,
         reduction: ReductionName = "running",
         shared_basis: bool = False,
         center_basis: bool = True,
@@ -79,56 +101,100 @@ class ViaPT(PromptMethod):
         carry_scale: float = 0.1,
         calibrate_carry: bool = True,
         learn_carry_scale: bool = False,
+        carried: Literal["all", "variation"] = "all",
+        carry_norm: bool = False,
         generator_width: int = 2,
         generator_kernels: tuple[int, int] = (1, 3),
         generator_depthwise: bool = False,
         per_prompt: bool = False,
         initial_std: float = 0.01,
         kl_weight: float = 0.0,
+        spatial: bool = False,
+        instance_noise: bool = True,
+        instance_every: bool = False,
+        instance_warmup: int = 0,
+        generator_lr: float = 1.0,
     ) -> None:
         super().__init__(dim, depth, patch_size)
-        m = dim // 12 if kept_dim is None else kept_dim
-        self.num_prompts, self.num_instance_prompts, self.kept_dim = num_prompts, num_instance_prompts, m
+        self.num_prompts, self.num_instance_prompts = num_prompts, num_instance_prompts
+        self.kept_dim = dim // 12 if kept_dim is None else kept_dim
+        self.explained, self.image_gate = explained, image_gate
+        self.max_kept_dim = dim // 6 if max_kept_dim is None and kept_dim == "adaptive" else max_kept_dim
+        self.wide = self.kept_dim != 0 and (fresh_dim == "full" or kept_dim == "adaptive")  # W_i has d numbers a prompt
+        default_rows = num_prompts - 1 if self.wide and num_instance_prompts and num_prompts > 1 else num_prompts
+        self.fresh_dim, self.fresh_rows = fresh_dim, default_rows if fresh_rows is None else fresh_rows
         self.reduction, self.shared_basis, self.center_basis = reduction, shared_basis, center_basis
         self.basis_seed, self.calibration_steps = basis_seed, calibration_steps
         self.carry_scale, self.calibrate_carry, self.learn_carry_scale = carry_scale, calibrate_carry, learn_carry_scale
+        self.carried, self.carry_norm = carried, carry_norm
         self.generator_width, self.generator_kernels = generator_width, generator_kernels
         self.generator_depthwise, self.per_prompt, self.initial_std = generator_depthwise, per_prompt, initial_std
-        self.kl_weight = kl_weight
-        self.check()
+        self.kl_weight, self.spatial, self.instance_noise = kl_weight, spatial, instance_noise
+        self.instance_every, self.instance_warmup, self.generator_lr = instance_every, instance_warmup, generator_lr
+        check(self)
+        if self.kept_dim == 0:  # nothing of Z_0 would be kept, so nothing is made, and W_i is all that there is
+            self.num_instance_prompts, self.fresh_rows = 0, num_prompts
 
         bound = init_bound(dim, patch_size)
-        self.kept = REDUCTIONS[reduction](
-            dim, m, depth, shared=shared_basis, seed=basis_seed, steps=calibration_steps, center=center_basis
-        )
-        self.carries = m > 0
-        self.batch_dependent = self.kept.batch_dependent and m > 0
-        self.exact_gradient = self.kept.exact_gradient or m == 0
-        if m < dim:
-            self.fresh = prompt_parameter(depth, num_prompts, dim - m, bound=bound)
+        self.kept = self.build_reduction()
+        keeps = self.kept.kept_dim > 0
+        self.carries = keeps and (carry_scale != 0 or learn_carry_scale)
+        self.batch_dependent = self.kept.batch_dependent and keeps
+        self.exact_gradient = self.kept.exact_gradient or not keeps
+        width = dim if self.wide else self.kept.fresh_dim
+        if width > 0:
+            self.fresh = prompt_parameter(depth, self.fresh_rows, width, bound=bound)
         else:
-            self.register_buffer("fresh", torch.empty(depth, num_prompts, 0), persistent=False)
-        if m == 0:  # nothing of Z_0 would be kept, so nothing is made
-            self.num_instance_prompts = 0
-        elif num_instance_prompts < num_prompts:
+            self.register_buffer("fresh", torch.empty(depth, self.fresh_rows, 0), persistent=False)
+        if keeps and not self.wide and num_instance_prompts < num_prompts:
             self.dataset_prompts = prompt_parameter(num_prompts - num_instance_prompts, dim, bound=bound)
         if self.num_instance_prompts:
             self.generator = InstanceGenerator(
                 dim,
-                num_prompts=num_instance_prompts if per_prompt else 1,
+                num_prompts=num_instance_prompts if per_prompt or spatial else 1,
                 width=generator_width,
                 kernels=generator_kernels,
                 depthwise=generator_depthwise,
                 bound=bound,
-                initial_std=initial_std,
+                initial_std=initial_std if instance_noise else None,
+                spatial=spatial,
             )
+            self.warmup = WarmUp(instance_warmup)
+            if instance_every:
+                self.instance_scale = nn.Parameter(torch.ones(depth - 1))
+        self.instance: Tensor | None = None  # of this pass
         self.scale = CarryScale(
             depth,
             carry_scale,
-            learn=learn_carry_scale and m > 0,
-            unit=bound / math.sqrt(3) if calibrate_carry and m > 0 else None,
+            learn=learn_carry_scale and keeps,
+            measure=calibrate_carry and self.carries,
+            unit=bound / math.sqrt(3),
             steps=calibration_steps,
+            mean_of=(num_prompts, dim) if carried == "variation" and self.carries else None,
+            normalise=carry_norm,
         )
+
+    def build_reduction(self) -> Reduction:
+        """PCA_m; where W_1 has d numbers a prompt, Z_0 is added to it and nothing of Z_0 is left out."""
+        options: dict[str, Any] = {
+            "shared": self.shared_basis,
+            "seed": self.basis_seed,
+            "steps": self.calibration_steps,
+            "center": self.center_basis,
+            "first": 1 if self.wide else 0,
+        }
+        if isinstance(self.kept_dim, int):
+            return REDUCTIONS[self.reduction](self.dim, self.kept_dim, self.depth, **options)
+        assert self.max_kept_dim is not None
+        gates = {"explained": self.explained, "image_gate": self.image_gate}
+        return GatedPCA(self.dim, self.max_kept_dim, self.depth, **options, **gates)
+
+    @property
+    def sampled_prompts(self) -> int:
+        return self.num_instance_prompts if self.instance_noise else 0
+
+    def learning_rates(self) -> dict[str, float]:
+        return {name: self.generator_lr for name, _ in self.named_parameters() if name.startswith("generator.")}
 
     def start(
         self,
@@ -136,10 +202,26 @@ class ViaPT(PromptMethod):
         grid: tuple[int, int],
         noise: Float[Tensor, "rows lambda_ dim"] | None,
     ) -> Float[Tensor, "rows p dim"]:
-        return self.kept(0, self.fuse(patches, grid, noise), self.fresh[0])
+        return self.entering(0, self.fuse(patches, grid, noise))
 
     def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
-        return self.kept(layer, self.scale(layer, prompts), self.fresh[layer])
+        entering = self.entering(layer, self.scale(layer, prompts))
+        if self.instance is not None:
+            entering = entering + self.instance_scale[layer - 1] * self.instance
+            if layer == self.depth - 1:
+                self.instance = None
+        return entering
+
+    def entering(self, layer: int, carried: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
+        """What is kept of `carried`, and W_i: the prompts that enter block `layer`."""
+        fresh = self.fresh[layer]
+        if self.fresh_rows < self.num_prompts:
+            fresh = F.pad(fresh, (0, 0, self.num_prompts - self.fresh_rows, 0))
+        if layer < self.kept.first:
+            return carried + fresh
+        if self.wide and self.fresh_dim == "full":
+            return self.kept(layer, carried, fresh.new_zeros(self.num_prompts, self.kept.fresh_dim)) + fresh
+        return self.kept(layer, carried, fresh)
 
     def fuse(
         self,
@@ -147,191 +229,41 @@ class ViaPT(PromptMethod):
         grid: tuple[int, int],
         noise: Float[Tensor, "rows lambda_ dim"] | None,
     ) -> Float[Tensor, "rows p dim"]:
-        """Z_0: instance prompts, then dataset-level prompts."""
-        rows = rows_of(patches, noise)
-        if self.kept_dim == 0:
+        """Z_0: instance prompts, then dataset-level prompts (zeros, where W_1 says what these would)."""
+        rows, others = rows_of(patches, noise), self.num_prompts - self.num_instance_prompts
+        if self.num_instance_prompts == 0 and (self.wide or self.kept_dim == 0):
             return patches.new_zeros(rows, self.num_prompts, self.dim)
         kinds = []
         if self.num_instance_prompts:
             kinds.append(self.sample(patches, grid, noise))
-        if self.num_instance_prompts < self.num_prompts:
-            kinds.append(self.dataset_prompts.expand(rows, -1, -1))
+            if self.instance_every and self.depth > 1:
+                self.instance = F.pad(kinds[0], (0, 0, 0, others))
+        if others:
+            kinds.append(
+                patches.new_zeros(rows, others, self.dim) if self.wide else self.dataset_prompts.expand(rows, -1, -1)
+            )
         return torch.cat(kinds, dim=1)
 
     def sample(
         self,
         patches: Float[Tensor, "batch n dim"],
         grid: tuple[int, int],
-        noise: Float[Tensor, "rows lambda_ dim"] | None,
+        noise: Float[Tensor, "rows sampled dim"] | None,
     ) -> Float[Tensor, "rows lambda_ dim"]:
         """P_ins = mean + std * eps; without noise the mean."""
         mean, std = self.generator(patches, grid)
-        if noise is None:
-            return mean.expand(-1, self.num_instance_prompts, -1)
-        draws = noise.shape[0] // patches.shape[0]
-        return mean.repeat(draws, 1, 1) + std.repeat(draws, 1, 1) * noise
+        draws = 1 if noise is None else noise.shape[0] // patches.shape[0]
+        if noise is None or std is None:
+            sampled = mean.expand(-1, self.num_instance_prompts, -1).repeat(draws, 1, 1)
+        else:
+            sampled = mean.repeat(draws, 1, 1) + std.repeat(draws, 1, 1) * noise
+        return self.warmup(sampled)
 
     def penalty(self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]) -> Float[Tensor, ""] | None:
-        if not self.kl_weight or not self.num_instance_prompts:
+        if not self.kl_weight or not self.sampled_prompts:
             return None
         mean, std = self.generator(patches, grid)
         return self.kl_weight * (mean.square() + std.square() - 1 - 2 * std.log()).mean() / 2
 
     def without_effect(self) -> dict[str, str]:
-        idle: dict[str, str] = {}
-        estimated = self.reduction == "running" and self.kept_dim < self.dim
-        if not estimated:
-            idle["center_basis"] = "no subspace is estimated"
-        if not estimated and not self.calibrate_carry:
-            idle["calibration_steps"] = "nothing is estimated"
-        if self.reduction not in ("random", "select"):
-            idle["basis_seed"] = f"nothing is drawn for reduction = {self.reduction}"
-        if self.reduction in ("batch", "instance"):
-            idle["shared_basis"] = f"reduction = {self.reduction} stores no subspace"
-        if self.num_instance_prompts == 0:
-            generator = "generator_width", "generator_kernels", "generator_depthwise"
-            names = (*generator, "per_prompt", "initial_std", "kl_weight")
-            idle |= dict.fromkeys(names, "there are no instance prompts")
-        if self.kept_dim == 0:
-            basis = "reduction", "shared_basis", "center_basis", "basis_seed", "calibration_steps"
-            carry = "carry_scale", "calibrate_carry", "learn_carry_scale", "num_instance_prompts"
-            idle |= dict.fromkeys((*basis, *carry), "with kept_dim = 0 nothing is kept")
-        return idle
-
-    def check(self) -> None:
-        """Refuse what makes no sense.
-
-        Raises:
-            ConfigError: naming the argument, its value and its range.
-        """
-        p, m, d = self.num_prompts, self.kept_dim, self.dim
-        kernels = self.generator_kernels
-        rules: list[tuple[str, bool, str]] = [
-            ("num_prompts", p >= 1, "at least 1"),
-            ("num_instance_prompts", 0 <= self.num_instance_prompts <= p, f"0 to num_prompts = {p}"),
-            ("kept_dim", 0 <= m <= d, f"0 to the embedding dimension {d}"),
-            ("reduction", self.reduction in REDUCTIONS, f"one of {', '.join(REDUCTIONS)}"),
-            ("calibration_steps", self.calibration_steps >= 1, "at least 1"),
-            ("carry_scale", math.isfinite(self.carry_scale), "a finite number"),
-            ("generator_width", self.generator_width >= 1, "at least 1"),
-            ("generator_kernels", len(kernels) == 2 and all(k % 2 == 1 for k in kernels), "two odd numbers"),
-            ("initial_std", self.initial_std > 0, "above 0"),
-            ("kl_weight", self.kl_weight >= 0, "0 or above"),
-        ]
-        for name, holds, expected in rules:
-            if not holds:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} is not possible", expected=expected)
-
-
-class CarryScale(nn.Module):
-    """s_i, the factor on the prompts carried into block i = 2..N.
-
-    Tokens that leave a block are larger than a prompt starts, more so with depth, and a block, which begins with
-    LayerNorm, sees directions only: carried as they are they drown the fresh parameters. So s_i can be measured:
-
-        s_i = scale * unit / rms(Z - mean of Z over the images of the batch)
-
-    averaged over the first training steps, then frozen. Batches of one image deviate from nothing and do not count.
-
-    Args:
-        depth: N.
-        scale: a number, in `unit`s or as it is.
-        learn: learn a factor for each block that starts from `scale`.
-        unit: root mean square of a prompt as it starts; None: do not measure.
-        steps: training steps that measure.
-    """
-
-    gain: Tensor
-    seen: Tensor
-
-    def __init__(self, depth: int, scale: float, *, learn: bool, unit: float | None, steps: int) -> None:
-        super().__init__()
-        self.unit, self.steps = unit, steps
-        scales = torch.full((depth - 1,), float(scale))
-        if learn:
-            self.scales = nn.Parameter(scales)
-        else:
-            self.register_buffer("scales", scales, persistent=False)
-        if unit is not None:
-            self.register_buffer("gain", torch.ones(depth - 1))
-            self.register_buffer("seen", torch.zeros(depth - 1, dtype=torch.long))
-            self.register_load_state_dict_post_hook(CarryScale.loaded)
-        self.measuring = unit is not None
-
-    def loaded(self, _: object) -> None:
-        """Go on measuring only where training had not finished it."""
-        self.measuring = bool((self.seen < self.steps).any())
-
-    def forward(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
-        """s_i times the prompts; `layer` = i - 1 >= 1."""
-        scale = self.scales[layer - 1]
-        if self.unit is not None:
-            if self.training and self.measuring:
-                self.measure(layer - 1, whole(prompts.detach()), self.unit)
-            scale = scale * self.gain[layer - 1]
-        return scale * prompts
-
-    @torch.no_grad()
-    def measure(self, index: int, prompts: Float[Tensor, "rows p dim"], unit: float) -> None:
-        """Average one batch in, and stop after the last block's last step."""
-        if prompts.shape[0] == 1:
-            return
-        if self.seen[index] < self.steps:
-            deviation = (prompts - prompts.mean(0)).square().mean().sqrt().clamp_min(torch.finfo(prompts.dtype).eps)
-            gain, seen = self.gain.clone(), int(self.seen[index])
-            gain[index] = (seen * gain[index] + unit / deviation) / (seen + 1)
-            self.gain = gain
-            self.seen[index] += 1
-        self.measuring = bool((self.seen < self.steps).any())
-
-
-class InstanceGenerator(nn.Module):
-    """E_0 -> (mean, std) of the instance prompts: two convolutions on the token grid, averaged, projected.
-
-    The tokens are normalised first (no parameters): E_0 differs in scale by orders of magnitude between backbones.
-
-    Args:
-        dim: d.
-        num_prompts: how many (mean, std) pairs.
-        width: c, channels.
-        kernels: sizes of the two convolutions.
-        depthwise: second convolution per channel.
-        bound: the projection starts in [-bound, bound], as other prompts do.
-        initial_std: the std about which it starts.
-    """
-
-    log_std_range = (-12.0, 2.0)
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_prompts: int,
-        width: int,
-        kernels: tuple[int, int],
-        depthwise: bool,
-        bound: float,
-        initial_std: float,
-    ) -> None:
-        super().__init__()
-        self.dim, self.num_prompts = dim, num_prompts
-        first, second = kernels
-        self.encoder = nn.Sequential(
-            nn.Conv2d(dim, width, first, padding=first // 2),
-            nn.GELU(),
-            nn.Conv2d(width, width, second, padding=second // 2, groups=width if depthwise else 1),
-            nn.GELU(),
-        )
-        # No bias: a shift that all images share is what dataset-level prompts and W_1 are for.
-        self.project = nn.Linear(width, 2 * num_prompts * dim, bias=False)
-        nn.init.uniform_(self.project.weight, -bound, bound)
-        self.initial_log_std = math.log(initial_std)
-
-    def forward(
-        self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]
-    ) -> tuple[Float[Tensor, "batch k dim"], Float[Tensor, "batch k dim"]]:
-        """Mean and std, k = `num_prompts`."""
-        x = F.layer_norm(patches, (self.dim,)).mT.unflatten(-1, grid)
-        x = self.project(self.encoder(x).mean((-2, -1)))
-        mean, log_std = x.unflatten(-1, (2, self.num_prompts, self.dim)).unbind(1)
-        return mean, (self.initial_log_std + log_std).clamp(*self.log_std_range).exp()
+        return without_effect(self)

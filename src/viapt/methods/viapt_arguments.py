@@ -1,0 +1,89 @@
+"""Which arguments of ViaPT go together: those that make no sense, and those that change nothing given the others."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from viapt.errors import ConfigError
+from viapt.reduction import REDUCTIONS
+
+if TYPE_CHECKING:
+    from viapt.methods.viapt import ViaPT
+
+GENERATOR = "generator_width", "generator_kernels", "generator_depthwise", "per_prompt", "spatial", "generator_lr"
+INSTANCE = *GENERATOR, "initial_std", "kl_weight", "instance_noise", "instance_every", "instance_warmup"
+BASIS = "reduction", "shared_basis", "center_basis", "basis_seed", "calibration_steps"
+GATES = "explained", "max_kept_dim", "image_gate"
+CARRY = "carry_scale", "calibrate_carry", "learn_carry_scale", "carried", "carry_norm"
+
+
+def check(method: ViaPT) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        ConfigError: naming the argument, its value and its range.
+    """
+    p, instance, m, d = method.num_prompts, method.num_instance_prompts, method.kept_dim, method.dim
+    kernels, rows, most = method.generator_kernels, method.fresh_rows, method.max_kept_dim
+    adaptive, reductions = isinstance(m, str), ", ".join(REDUCTIONS)
+    rules: list[tuple[str, bool, str]] = [
+        ("num_prompts", p >= 1, "at least 1"),
+        ("num_instance_prompts", 0 <= instance <= p, f"0 to num_prompts = {p}"),
+        ("kept_dim", isinstance(m, str) or 0 <= m <= d, f"0 to the embedding dimension {d}, or adaptive"),
+        ("explained", 0 < method.explained <= 1, "above 0, at most 1"),
+        ("max_kept_dim", most is None or 1 <= most < d, f"1 to {d - 1}"),
+        (
+            "fresh_rows",
+            max(1, p - instance) <= rows <= p,
+            f"num_prompts - num_instance_prompts, but 1 at least, to {p}",
+        ),
+        ("reduction", method.reduction in REDUCTIONS, f"one of {reductions}"),
+        ("reduction", not adaptive or method.reduction == "running", "running, with kept_dim = adaptive"),
+        ("calibration_steps", method.calibration_steps >= 1, "at least 1"),
+        ("carry_scale", math.isfinite(method.carry_scale), "a finite number"),
+        ("generator_width", method.generator_width >= 1, "at least 1"),
+        ("generator_kernels", len(kernels) == 2 and all(k % 2 == 1 for k in kernels), "two odd numbers"),
+        ("initial_std", method.initial_std > 0, "above 0"),
+        ("kl_weight", method.kl_weight >= 0, "0 or above"),
+        ("instance_warmup", method.instance_warmup >= 0, "0 or above"),
+        ("generator_lr", 0 < method.generator_lr < math.inf, "a finite number above 0"),
+    ]
+    for name, holds, expected in rules:
+        if not holds:
+            raise ConfigError(f"{name} = {getattr(method, name)!r} is not possible", expected=expected)
+
+
+def without_effect(method: ViaPT) -> dict[str, str]:
+    """The arguments that change nothing, given the others: name -> reason."""
+    idle: dict[str, str] = {}
+    m = method.kept_dim
+    adaptive = isinstance(m, str)
+    estimated = isinstance(m, str) or (method.reduction == "running" and m < method.dim)
+    if not estimated:
+        idle["center_basis"] = "no subspace is estimated"
+    if not estimated and not method.calibrate_carry and method.carried == "all":
+        idle["calibration_steps"] = "nothing is estimated"
+    if not adaptive:
+        idle |= dict.fromkeys(GATES, "kept_dim is not adaptive")
+    if method.reduction not in ("random", "select"):
+        idle["basis_seed"] = f"nothing is drawn for reduction = {method.reduction}"
+    if method.reduction in ("batch", "instance"):
+        idle["shared_basis"] = f"reduction = {method.reduction} stores no subspace"
+    if method.fresh.shape[-1] == 0:
+        idle["fresh_rows"] = f"with kept_dim = {m} there are no fresh parameters"
+    if method.carry_scale == 0 and not method.learn_carry_scale:
+        names = "calibrate_carry", "carried", "carry_norm"
+        if method.wide and method.fresh_dim == "full":  # and nothing has to make room
+            names = (*names, *BASIS, *GATES, "kept_dim")
+        idle |= dict.fromkeys(names, "with carry_scale = 0 nothing is carried")
+    if method.spatial:
+        idle["per_prompt"] = "with spatial each instance prompt has a (mean, std) of its own"
+    if not method.instance_noise:
+        idle |= dict.fromkeys(("initial_std", "kl_weight"), "with instance_noise = False there is no std")
+    if method.num_instance_prompts == 0:
+        idle |= dict.fromkeys(INSTANCE, "there are no instance prompts")
+    if m == 0:
+        names = (*BASIS, *CARRY, "num_instance_prompts", "fresh_dim", "fresh_rows")
+        idle |= dict.fromkeys(names, "with kept_dim = 0 nothing is kept")
+    return idle
