@@ -310,21 +310,6 @@ def test_centred_running_looks_at_what_differs_between_images() -> None:
     assert alone.estimating and alone.seen[1] == 0
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("batch", [2, 8, 25])
-def test_what_is_only_uncertain_about_slot_means_is_not_projected_out(batch: int, steps: int) -> None:
-    """Slots with equal means: their means over a batch differ, along the axes that vary most, by sampling alone."""
-    d, m, p = 32, 3, 4
-    basis = orthonormal(d, m + 2, seed=3)
-    axes, means = basis[:, :m], basis[:, m:]
-    slots = 100 * torch.stack([means[:, 0], means[:, 0], means[:, 1], means[:, 1]])
-    kept = make(RunningPCA, d, m, steps=steps, center=True).train()
-    for step in range(steps):
-        kept(1, slots + drawn(batch, p, axes, seed=10 * step), torch.zeros(p, d - m, dtype=torch.float64))
-    assert angle(kept.v[1], axes) < 0.15
-    assert (kept.v[1].T @ means).norm() < 0.02
-
-
 @pytest.mark.parametrize("kind", REDUCTIONS.values(), ids=REDUCTIONS)
 def test_evaluation_changes_no_buffer(kind: type[Reduction]) -> None:
     kept = make(kind, 8, 3).eval()

@@ -195,15 +195,11 @@ class RunningPCA(FixedSubspace):
     fresh parameters say better. Centred, they are those of the covariance within each prompt slot, that is of what
     differs between images, and orthogonal to the slots' means as long as m leaves room for them. Z_0, which is learned
     and not carried, is never centred. A batch of one image has no covariance and does not count as a step.
-
-    The mean of a slot over B images is uncertain by covariance / B, most of it along the very axes that are looked for.
-    So that is taken off the second moment of the means, and an axis with less energy than all of it counts as none.
     """
 
-    transient = frozenset({"moment", "common", "uncertain"})
+    transient = frozenset({"moment", "common"})
     moment: Tensor
     common: Tensor
-    uncertain: Tensor
     seen: Tensor
     explained: Tensor
 
@@ -211,7 +207,6 @@ class RunningPCA(FixedSubspace):
         super().__init__(dim, kept_dim, layers, **options)
         self.register_buffer("moment", torch.zeros(self.count, dim, dim))
         self.register_buffer("common", torch.zeros(self.count, dim, dim if self.center else 0))
-        self.register_buffer("uncertain", torch.zeros(self.count))
         self.register_buffer("seen", torch.zeros(self.count, dtype=torch.long))
         self.register_buffer("explained", torch.zeros(self.count))
         self.estimating = self.steps > 0 and 0 < kept_dim < dim
@@ -243,15 +238,13 @@ class RunningPCA(FixedSubspace):
         """Add a training batch to the moment, and take a new basis when its time has come."""
         if self.center and prompts.shape[0] == 1:
             return
-        index, batch, mean = self.index(layer), prompts.shape[0], prompts.mean(0)
-        centred = self.center and layer > 0
-        x = (prompts - mean if centred else prompts).flatten(0, 1)
-        second = x.mT @ x
-        self.moment[index] += second / x.shape[0]
-        if centred:
-            uncertain = second / (batch * (batch - 1))
-            self.common[index] += mean.mT @ mean - uncertain
-            self.uncertain[index] += uncertain.trace()
+        index = self.index(layer)
+        if self.center and layer > 0:
+            mean = prompts.mean(0)
+            self.common[index] += mean.mT @ mean
+            prompts = prompts - mean
+        x = prompts.flatten(0, 1)
+        self.moment[index] += x.mT @ x / x.shape[0]
         self.seen[index] += 1
         step, rest = divmod(int(self.seen[index]), self.visits)
         if rest == 0 and (step & (step - 1) == 0 or step == self.steps):
@@ -263,7 +256,6 @@ class RunningPCA(FixedSubspace):
         self.take(index, self.varying(index))
         self.moment[index] = 0
         self.common[index] = 0
-        self.uncertain[index] = 0
 
     @torch.no_grad()
     def take(self, index: int, moment: Float[Tensor, "d d"]) -> None:
@@ -281,7 +273,7 @@ class RunningPCA(FixedSubspace):
             return moment
         values, axes = torch.linalg.eigh(self.common[index])
         axes = axes[:, self.kept_dim :]  # the d - m of most energy, in ascending order
-        axes = axes * (values[self.kept_dim :] > torch.maximum(1e-6 * values[-1], self.uncertain[index]))
+        axes = axes * (values[self.kept_dim :] > 1e-6 * values[-1])
         rest = torch.eye(self.dim, device=axes.device, dtype=axes.dtype) - axes @ axes.mT
         return rest @ moment @ rest
 
