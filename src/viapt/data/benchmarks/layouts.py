@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from viapt.data.benchmarks.splits import Pool, cut
+from viapt.data.benchmarks.record_order import record_order
+from viapt.data.benchmarks.splits import SEED, Pool, cut, is_exact
 from viapt.data.sources import ImageSource
 from viapt.errors import ConfigError, DataError, did_you_mean
 
@@ -28,10 +29,14 @@ LAYOUTS = {
     "community": "viapt.data.benchmarks.community:CommunityFolders",
     "fgvc-json": "viapt.data.benchmarks.fgvc_json:FgvcJson",
     "torchvision": "viapt.data.benchmarks.torchvision_layouts:TorchvisionRelease",
-    "kitti-clevr": "viapt.data.benchmarks.kitti_clevr:KittiClevr",
-    "cub": "viapt.data.benchmarks.cub:Cub",
-    "nabirds": "viapt.data.benchmarks.nabirds:Nabirds",
+    "kitti": "viapt.data.benchmarks.kitti:Kitti",
+    "clevr": "viapt.data.benchmarks.clevr:Clevr",
+    "dmlab": "viapt.data.benchmarks.dmlab:Dmlab",
+    "retinopathy": "viapt.data.benchmarks.retinopathy:Retinopathy",
+    "cub": "viapt.data.benchmarks.birds:Cub",
+    "nabirds": "viapt.data.benchmarks.birds:Nabirds",
     "dogs": "viapt.data.benchmarks.dogs:Dogs",
+    "cars": "viapt.data.benchmarks.cars:Cars",
     "resisc45": "viapt.data.benchmarks.resisc45:Resisc45",
     "smallnorb": "viapt.data.benchmarks.norb:SmallNorb",
     "dsprites": "viapt.data.benchmarks.dsprites:Dsprites",
@@ -40,6 +45,8 @@ LAYOUTS = {
 """Where each layout's class is; it is imported when a task that may have it is looked for."""
 
 SHOWN = 5
+DRAWN_HERE = f", split here with seed {SEED}"
+"""What the description of a source says where the split is not the publications', image by image."""
 
 
 @dataclass(frozen=True)
@@ -125,19 +132,24 @@ class Release(Layout):
     def read(self, root: Path, task: BenchmarkTask) -> Parts:
         official = self.official(self.found(root, task), task)
         pools = {
-            part: Pool(np.array([item.label for item in source.items], np.int64), self.tracks(source))
+            part: Pool(
+                np.array([item.label for item in source.items], np.int64),
+                self.tracks(source),
+                record_order(task.release, part, [item.key for item in source.items]),
+            )
             for part, source in official.items()
         }
+        note = "" if is_exact(task.split, pools) else DRAWN_HERE
         return {
-            part: marked(official[origin].select(indices.tolist()), part)
+            part: marked(official[origin].select(indices.tolist()), part, note)
             for part, (origin, indices) in cut(task.split, pools).items()
         }
 
 
-def marked(source: ImageSource, part: str) -> ImageSource:
-    """The same items, each said to belong to `part`."""
+def marked(source: ImageSource, part: str, note: str = "") -> ImageSource:
+    """The same items, each said to belong to `part`; the note is added to what the source says of itself."""
     items = tuple(item._replace(part=part) for item in source.items)
-    return ImageSource(items, source.classes, source.root, source.description, source.ignored)
+    return ImageSource(items, source.classes, source.root, source.description + note, source.ignored)
 
 
 def candidates(root: Path, task: BenchmarkTask, layout: str) -> Iterator[Path]:

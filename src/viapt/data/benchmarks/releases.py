@@ -54,7 +54,7 @@ RELEASES = {
         "CC-BY-4.0",
         "Johnson et al., CVPR 2017, arXiv 1612.06890",
         "https://cs.stanford.edu/people/jcjohns/clevr/ (CLEVR_v1.0.zip)",
-        {"kitti-clevr": ("clevr/CLEVR_v1.0", "CLEVR_v1.0")},
+        {"clevr": ("clevr/CLEVR_v1.0", "CLEVR_v1.0")},
     ),
     "cub200": Release(
         "Caltech-UCSD Birds-200-2011",
@@ -67,7 +67,8 @@ RELEASES = {
         "DMLab frames",
         "Apache-2.0",
         "Beattie et al., arXiv 1612.03801; Zhai et al., arXiv 1910.04867",
-        "TensorFlow Datasets, dmlab (viapt data convert tfds)",
+        "https://storage.googleapis.com/dmlab-vtab/dmlab.tar.gz (viapt data extract)",
+        {"dmlab": ("dmlab", "DMLab")},
     ),
     "dogs": Release(
         "Stanford Dogs",
@@ -129,7 +130,7 @@ RELEASES = {
         "CC-BY-NC-SA-3.0",
         "Geiger, Lenz and Urtasun, CVPR 2012",
         "https://www.cvlibs.net/datasets/kitti/eval_object.php (left colour images, training labels, development kit)",
-        {"kitti-clevr": ("Kitti/raw", "Kitti", "kitti")},
+        {"kitti": ("Kitti/raw", "Kitti", "kitti")},
     ),
     "nabirds": Release(
         "NABirds",
@@ -157,13 +158,14 @@ RELEASES = {
         "not stated",
         "Cheng, Han and Lu, Proc. IEEE 105, 2017, arXiv 1703.00121",
         "its authors' page, by hand (NWPU-RESISC45.rar or .zip)",
-        {"resisc45": ("NWPU-RESISC45", "resisc45", "RESISC45")},
+        {"resisc45": ("NWPU-RESISC45", "resisc45/NWPU-RESISC45", "NWPU-RESISC45.zip", "resisc45", "RESISC45")},
     ),
     "retinopathy": Release(
-        "Diabetic Retinopathy Detection (btgraham-300)",
+        "Diabetic Retinopathy Detection",
         "rules of the Kaggle competition",
         "Kaggle and EyePacs, 2015",
-        "TensorFlow Datasets, diabetic_retinopathy_detection/btgraham-300 (viapt data convert tfds)",
+        "https://www.kaggle.com/c/diabetic-retinopathy-detection (after accepting its rules)",
+        {"retinopathy": ("diabetic_retinopathy", "diabetic-retinopathy-detection", "retinopathy")},
     ),
     "smallnorb": Release(
         "SmallNORB",
@@ -179,7 +181,7 @@ RELEASES = {
         "no longer at its authors' page; copies with devkit, cars_train, cars_test, cars_test_annos_withlabels.mat",
         {
             "fgvc-json": ("stanford_cars", "StanfordCars", "Stanford_Cars"),
-            "torchvision": ("stanford_cars", "StanfordCars", "Stanford_Cars"),
+            "cars": ("stanford_cars", "StanfordCars", "Stanford_Cars"),
         },
     ),
     "sun397": Release(

@@ -1,8 +1,9 @@
 """Which images of an original release train, validate and test: pure functions of sizes, labels, tracks and a seed.
 
-A rule names, for each part of a task, the official part that it is cut from and the indices there. Where VTAB slices
-the record order of TensorFlow Datasets, which original releases do not have, the same slices are taken of an order
-drawn here with `SEED`: sizes are VTAB's, images are not. `SPLITS[...].exact` says which is which.
+A rule names, for each part of a task, the official part that it is cut from and the indices there. VTAB slices the
+record order of TensorFlow Datasets: a pool may bring it along (`record_order`), and the images are then VTAB's own. Where
+files do not tell it, the same slices are taken of an order drawn here with `SEED`: sizes are VTAB's, images are not.
+`is_exact` says which is which.
 """
 
 from __future__ import annotations
@@ -25,10 +26,17 @@ Indices = Int64[np.ndarray, " indices"]
 
 
 class Pool(NamedTuple):
-    """An official part: the label of each image, and what must stay together (the frames of a track), or None."""
+    """An official part.
+
+    Attributes:
+        labels: of each image, in the release's order.
+        tracks: what must stay together (the frames of a track), by name, or None.
+        order: a permutation, the images' order in TensorFlow Datasets, or None where it is not known.
+    """
 
     labels: Int64[np.ndarray, " n"]
     tracks: Sequence[str] | None = None
+    order: Indices | None = None
 
 
 Pools = Mapping[str, Pool]
@@ -42,7 +50,8 @@ class SplitRule:
 
     Attributes:
         official: the official parts that it cuts.
-        exact: whether image by image it is the split of the publications; otherwise it is ours, of the same sizes.
+        exact: whether image by image it is the split of the publications; otherwise it is only where pools bring their
+            order along, and else ours, of the same sizes.
         words: the rule, for people.
         cut: from official parts and a generator to parts.
     """
@@ -77,6 +86,13 @@ def cut(name: str, pools: Pools, seed: int = SEED) -> Cut:
     return parts
 
 
+def is_exact(name: str, pools: Pools) -> bool:
+    """Whether the rule of this name gives these pools the images of the publications."""
+    rule = split_rule(name)
+    ordered = all(pools[part].order is not None for part in rule.official)
+    return rule.exact or (name.startswith("vtab-") and name not in OWN_PARTS and ordered)
+
+
 def split_rule(name: str) -> SplitRule:
     """A rule by name.
 
@@ -87,6 +103,10 @@ def split_rule(name: str) -> SplitRule:
         remedy = did_you_mean(name, SPLITS)
         raise ConfigError(f"There is no split rule {name!r}", expected=f"one of {', '.join(SPLITS)}", remedy=remedy)
     return SPLITS[name]
+
+
+def _order(pool: Pool, rng: np.random.Generator) -> Indices:
+    return rng.permutation(len(pool.labels)) if pool.order is None else pool.order
 
 
 def _whole(pool: Pool) -> Indices:
@@ -129,8 +149,8 @@ def _within(tenths: int) -> Callable[[Pools, np.random.Generator], Cut]:
     """VTAB's train[:800] and train[x:x+200] at x = tenths/10 of the training images; the official test part."""
 
     def rule(pools: Pools, rng: np.random.Generator) -> Cut:
-        order = rng.permutation(len(pools["train"].labels))
-        start = round(tenths * len(order) / 10)
+        order = _order(pools["train"], rng)
+        start = tenths * len(order) // 10
         return {
             "train": ("train", order[:start][:TRAIN]),
             "val": ("train", order[start : start + VAL]),
@@ -142,7 +162,7 @@ def _within(tenths: int) -> Callable[[Pools, np.random.Generator], Cut]:
 
 def _beside(pools: Pools, rng: np.random.Generator) -> Cut:
     """VTAB's train[:800] and validation[:200], where a validation part ships."""
-    train, val = (rng.permutation(len(pools[part].labels)) for part in ("train", "val"))
+    train, val = (_order(pools[part], rng) for part in ("train", "val"))
     return {"train": ("train", train[:TRAIN]), "val": ("val", val[:VAL]), "test": _test(pools)}
 
 
@@ -150,8 +170,9 @@ def _slices(train_end: int, val_end: int) -> Callable[[Pools, np.random.Generato
     """VTAB's splits in per cent of releases without any: 800 of the first, 200 of the second, all of the third."""
 
     def rule(pools: Pools, rng: np.random.Generator) -> Cut:
-        order = rng.permutation(len(pools["all"].labels))
-        first, second = (round(end * len(order) / 100) for end in (train_end, val_end))
+        order = _order(pools["all"], rng)
+        first = train_end * len(order) // 100
+        second = first + (val_end - train_end) * len(order) // 100
         return {
             "train": ("all", order[:first][:TRAIN]),
             "val": ("all", order[first:second][:VAL]),
@@ -163,7 +184,7 @@ def _slices(train_end: int, val_end: int) -> Callable[[Pools, np.random.Generato
 
 def _norb(pools: Pools, rng: np.random.Generator) -> Cut:
     """SmallNORB: the official test part is halved; its first half validates."""
-    train, test = (rng.permutation(len(pools[part].labels)) for part in ("train", "test"))
+    train, test = (_order(pools[part], rng) for part in ("train", "test"))
     half = len(test) // 2
     return {"train": ("train", train[:TRAIN]), "val": ("test", test[:half][:VAL]), "test": ("test", test[half:])}
 
@@ -180,7 +201,7 @@ def _caltech(pools: Pools, rng: np.random.Generator) -> Cut:
     order = rng.permutation(len(labels))
     groups = [order[labels[order] == label] for label in np.unique(labels)]
     train = rng.permutation(np.concatenate([group[:30] for group in groups]))
-    start = round(9 * len(train) / 10)
+    start = 9 * len(train) // 10
     return {
         "train": ("all", train[:start][:TRAIN]),
         "val": ("all", train[start : start + VAL]),
@@ -208,3 +229,6 @@ SPLITS = {
     "vtab-clevr": SplitRule(("train", "val"), False, "train[:800], train[90%:][:200] and val", _clevr),
     "vtab-caltech": SplitRule(("all",), False, "of 30 a class 800 and 200, and all others", _caltech),
 }
+
+OWN_PARTS = ("vtab-caltech", "vtab-sun")
+"""Rules of which TensorFlow Datasets draws or lists even the test part by itself."""
