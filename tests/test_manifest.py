@@ -1,4 +1,4 @@
-"""The doctor's manifest: an unchanged file is not read again, a changed one always, and a manifest is whole or absent."""
+"""The manifest: an unchanged file is not read again, a changed one always; it is whole or absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The perceptual hash against a cosine transform written out, and the search for what looks alike against a plain loop."""
+"""The perceptual hash against a cosine transform written out, and what looks alike against a plain loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scene(seed: int, side: int = 160) -> Image.Image:
     rows, columns = np.mgrid[0:side, 0:side] / side
     picture = np.zeros((side, side, 3))
     for _ in range(40):
-        y, x, width = rng.uniform(0, 1, 2).tolist() + [rng.uniform(0.02, 0.25)]
+        y, x, width = *rng.uniform(0, 1, 2), rng.uniform(0.02, 0.25)
         blob = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / width**2)
         picture += blob[..., None] * rng.normal(0, 60, 3)
     noise = rng.normal(0, 3, picture.shape)

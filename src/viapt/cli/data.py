@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from viapt.cli.data_check import check
 from viapt.errors import ConfigError, FetchError
 
 app = typer.Typer(help="The packaged tasks and weights.", no_args_is_help=True)
+app.command()(check)
 
 
 @app.command("list")

@@ -147,8 +147,8 @@ def content_hash(contents: Iterable[tuple[str, str, bytes]]) -> str:
     """SHA-256, as "sha256:<hex>", over the sorted (key, class name, digest of the content) of some images."""
     digest = hashlib.sha256()
     for key, name, content in sorted(contents):
-        for field in (key.encode(errors="surrogateescape"), name.encode(), content):
-            digest.update(len(field).to_bytes(8, "big") + field)
+        for value in (key.encode(errors="surrogateescape"), name.encode(), content):
+            digest.update(len(value).to_bytes(8, "big") + value)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -1,8 +1,8 @@
 """Pictures that look alike: a perceptual hash of 255 bits, and what differs in a few of them.
 
-The hash is pHash as it is widely used (https://www.phash.org; Zauner, 2010), with more bits than its usual 63, which many
-distinct pictures of one kind would share: a grey picture of 64 x 64, its cosine transform, and of the 16 x 16 lowest
-frequencies but the mean the sign of what is left when their median is taken away. It survives another size, another
+The hash is pHash (Zauner, 2010) with more bits than its
+usual 63, which distinct pictures of one kind often share: a grey picture of 64 x 64, its cosine transform, and whether
+each of the 16 x 16 lowest frequencies but the mean lies above their median. It survives another size, another
 compression and a change of brightness; not a crop, a mirror image or a turn.
 """
 
