@@ -67,11 +67,11 @@ def check_task(task: BenchmarkTask, root: Path, progress: Progress) -> Diagnosis
         damaged, step = _how_to_get(task, root)
         return Diagnosis(task.name, MISSING, problems=(*refused, *damaged), next_step=step)
     known = {"layout": finding.layout, "folder": str(finding.where)}
-    names = strange_names(finding.where)
+    names = (*strange_names(finding.where), *refused)
     if finding.missing:
         problem = Remark("missing-file", listed("missing in the folder", finding.missing), finding.missing)
         step = "unpack its archive again, to the end"
-        return Diagnosis(task.name, PARTLY, **known, problems=(problem, *refused), warnings=names, next_step=step)
+        return Diagnosis(task.name, PARTLY, **known, problems=(problem,), warnings=names, next_step=step)
     try:
         parts = layout_named(finding.layout).read(root, task)
     except ViaptError as error:
@@ -84,16 +84,25 @@ def check_task(task: BenchmarkTask, root: Path, progress: Progress) -> Diagnosis
 def find_layout(task: BenchmarkTask, root: Path) -> tuple[Finding | None, tuple[Remark, ...]]:
     """The layout that is complete, the first of several; else the one of which the least is missing; else none.
 
-    Beside it remarks on layouts that cannot be looked for, such as those that need another library.
+    Beside it remarks on layouts that could not be looked for.
+
+    Raises:
+        Exception: looking for a layout failed, and no other one is complete.
     """
-    findings, refused = [], []
+    findings: list[Finding] = []
+    refused: list[Remark] = []
+    failures: list[Exception] = []
     for name in task.layouts:
         try:
             findings.append(layout_named(name).look(root, task))
-        except ViaptError as error:
-            refused.append(Remark("layout", f"The layout {name} cannot be looked for: {_in_words(error)}"))
+        except Exception as error:  # must not hide the other layouts
+            refused.append(Remark("layout", f"The layout {name} cannot be looked for: {_broken_off(error).text}"))
+            failures += [] if isinstance(error, ViaptError) else [error]
     there = [finding for finding in findings if finding.where is not None]
-    return min(there, key=lambda finding: len(finding.missing), default=None), tuple(refused)
+    best = min(there, key=lambda finding: len(finding.missing), default=None)
+    if failures and not (best and best.complete):
+        raise failures[0]
+    return best, tuple(refused)
 
 
 def _examined(
