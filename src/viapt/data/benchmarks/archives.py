@@ -52,7 +52,7 @@ class Limits:
     ratio: int = 200
 
 
-def list_members(archive: Path, limits: Limits = Limits()) -> list[Member]:  # noqa: B008 - frozen
+def list_members(archive: Path, limits: Limits = Limits()) -> list[Member]:
     """The regular files of a zip or (compressed) tar archive, in its order; all of it is looked through.
 
     Raises:
@@ -63,7 +63,7 @@ def list_members(archive: Path, limits: Limits = Limits()) -> list[Member]:  # n
         return list(_checked(archive, opened, limits))
 
 
-def extract(archive: Path, folder: Path, limits: Limits = Limits()) -> int:  # noqa: B008 - frozen
+def extract(archive: Path, folder: Path, limits: Limits = Limits()) -> int:
     """Unpack an archive into a new folder, and return how many files it held.
 
     Everything is written to a temporary folder beside it, which gets its name when it is complete.
@@ -71,29 +71,55 @@ def extract(archive: Path, folder: Path, limits: Limits = Limits()) -> int:  # n
     Raises:
         DataError: as `list_members`; the folder exists; the disk has no room, or refuses.
     """
-    if os.path.lexists(folder):
-        raise DataError(f"{folder} exists already", expected="a new folder", remedy="remove it, or choose another")
+    check_absent(folder)
     members = list_members(archive, limits)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(archive, folder.parent, sum(member.size for member in members))
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.extracting-", dir=folder.parent) as temporary:
-            inside = Path(temporary) / "content"
-            inside.mkdir()
-            with _damage_named(archive):
-                _write_members(archive, inside, limits)
-            inside.rename(folder)
-    except OSError as error:
-        raise DataError(
-            f"{archive} cannot be extracted to {folder}: {error.strerror or error}",
-            expected="a folder that can be written to, with room enough",
-            remedy="choose another with --to; nothing was left behind",
-        ) from error
+    with whole_folder(folder, sum(member.size for member in members)) as inside, _damage_named(archive):
+        _write_members(archive, inside, limits)
     return len(members)
 
 
+def check_absent(folder: Path) -> None:
+    """Raise a `DataError` if something has this name."""
+    if os.path.lexists(folder):
+        raise DataError(f"{folder} exists already", expected="a new folder", remedy="remove it, or choose another")
+
+
 @contextmanager
-def reading(archive: Path, limits: Limits = Limits()) -> Iterator[tuple[zipfile.ZipFile, list[Member]]]:  # noqa: B008
+def whole_folder(folder: Path, needed: int) -> Iterator[Path]:
+    """A temporary folder to fill, which gets its name when that is done; if it fails, nothing is left.
+
+    Args:
+        folder: its name afterwards, which must be free.
+        needed: bytes that will be written, for which there must be room.
+
+    Raises:
+        DataError: the name is taken; the disk has no room, or refuses.
+    """
+    check_absent(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.parent).free
+        if needed > free - SPARE:
+            raise DataError(
+                f"{folder} would take {needed:,} bytes, and {folder.parent} has {free:,} bytes free",
+                expected=f"{SPARE:,} bytes free afterwards",
+                remedy="make room there, or choose a folder on a larger disk with --to; nothing was written",
+            )
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=folder.parent) as temporary:
+            inside = Path(temporary) / "content"
+            inside.mkdir()
+            yield inside
+            inside.rename(folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written: {error.strerror or error}",
+            expected="a folder that can be written to, with room enough",
+            remedy="choose another with --to; nothing was left behind",
+        ) from error
+
+
+@contextmanager
+def reading(archive: Path, limits: Limits = Limits()) -> Iterator[tuple[zipfile.ZipFile, list[Member]]]:
     """A zip archive, opened, and its checked members.
 
     Raises:
@@ -137,16 +163,6 @@ class ZipImages:
         return self.__dict__ | {"_zip": None}
 
 
-def _check_room(archive: Path, folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free - SPARE:
-        raise DataError(
-            f"{archive} holds {needed:,} bytes, and {folder} has {free:,} bytes free",
-            expected=f"{SPARE:,} bytes free afterwards",
-            remedy="make room there, or extract it to a folder on a larger disk; nothing was written",
-        )
-
-
 @contextmanager
 def _damage_named(archive: Path) -> Iterator[None]:
     try:
@@ -168,10 +184,9 @@ def _open(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
             head = file.read(4)
     except OSError as error:
         raise DataError(f"{archive} cannot be read: {error.strerror}") from error
-    with _damage_named(archive):
-        # The beginning decides: zipfile would find its directory at the end of a file that begins as something else.
-        with zipfile.ZipFile(archive) if head[:2] == b"PK" else tarfile.open(archive) as opened:
-            yield opened
+    # The beginning decides: zipfile would find its directory at the end of a file that begins as something else.
+    with _damage_named(archive), zipfile.ZipFile(archive) if head[:2] == b"PK" else tarfile.open(archive) as opened:
+        yield opened
 
 
 def _checked(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, limits: Limits) -> Iterator[Member]:

@@ -7,13 +7,41 @@ carry images are its 555 classes, numbered here in order of id.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from viapt.data.benchmarks.listed import below, read_table
+from viapt.data.benchmarks.layouts import Finding, Parts, Release
+from viapt.data.benchmarks.listed import below, by_part, missing_in, read_table
 from viapt.data.sources import Item
 from viapt.errors import DataError
 
+if TYPE_CHECKING:
+    from viapt.data.benchmarks.registry import BenchmarkTask
+
 TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+CONTENT = (*TABLES, "images")
 PARTS = {"1": "train", "0": "test"}
+
+
+class Cub(Release):
+    """The folder `CUB_200_2011` of the publisher's archive."""
+
+    name = "cub"
+    hierarchical: ClassVar[bool] = False
+
+    def look(self, root: Path, task: BenchmarkTask) -> Finding:
+        folder = self.folder(root, task)
+        return Finding(self.name) if folder is None else Finding(self.name, folder, missing_in(folder, CONTENT))
+
+    def official(self, folder: Path, task: BenchmarkTask) -> Parts:
+        items, classes = read_birds(folder, hierarchical=self.hierarchical)
+        return by_part(items, classes, folder / "images", f"{task.title}, original release")
+
+
+class Nabirds(Cub):
+    """The folder `nabirds` of the publisher's archive."""
+
+    name = "nabirds"
+    hierarchical = True
 
 
 def read_birds(root: Path, *, hierarchical: bool) -> tuple[list[Item], tuple[str, ...]]:

@@ -8,19 +8,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viapt.data.benchmarks.listed import below
+from viapt.data.benchmarks.layouts import Finding, Parts, Release
+from viapt.data.benchmarks.listed import below, by_part, missing_in
 from viapt.data.benchmarks.matlab import read_matlab
 from viapt.data.sources import Item
 from viapt.errors import DataError
+
+if TYPE_CHECKING:
+    from viapt.data.benchmarks.registry import BenchmarkTask
 
 ALL_ANNOTATIONS = "cars_annos.mat"
 TRAIN_ANNOTATIONS = "devkit/cars_train_annos.mat"
 TEST_ANNOTATIONS = ("cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")
 META = "devkit/cars_meta.mat"
+
+
+class Cars(Release):
+    """Either form; the one table of all images is preferred where both are there."""
+
+    name = "cars"
+
+    def look(self, root: Path, task: BenchmarkTask) -> Finding:
+        folder = self.folder(root, task)
+        if folder is None:
+            return Finding(self.name)
+        if (folder / ALL_ANNOTATIONS).is_file():
+            return Finding(self.name, folder, missing_in(folder, ["car_ims"]))
+        missing = missing_in(folder, [TRAIN_ANNOTATIONS, META, "cars_train", "cars_test"])
+        tests = missing_in(folder, TEST_ANNOTATIONS)
+        return Finding(self.name, folder, missing + (tests[:1] if len(tests) == len(TEST_ANNOTATIONS) else ()))
+
+    def official(self, folder: Path, task: BenchmarkTask) -> Parts:
+        items, classes = read_cars(folder)
+        return by_part(items, classes, folder, f"{task.title}, original release")
 
 
 def read_cars(root: Path) -> tuple[list[Item], tuple[str, ...]]:

@@ -6,15 +6,37 @@ Both hold `file_list`, paths below `Images`, and `labels`, 1 to 120.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from viapt.data.benchmarks.listed import below
+from viapt.data.benchmarks.layouts import Finding, Parts, Release
+from viapt.data.benchmarks.listed import below, by_part, missing_in
 from viapt.data.benchmarks.matlab import read_matlab
 from viapt.data.sources import Item
 from viapt.errors import DataError
 
+if TYPE_CHECKING:
+    from viapt.data.benchmarks.registry import BenchmarkTask
+
 LISTS = {"train": "train_list.mat", "test": "test_list.mat"}
+
+
+class Dogs(Release):
+    """A folder with `Images` of images.tar, and with the files of lists.tar, in `lists` or not."""
+
+    name = "dogs"
+
+    def look(self, root: Path, task: BenchmarkTask) -> Finding:
+        folder = self.folder(root, task)
+        if folder is None:
+            return Finding(self.name)
+        missing = missing_in(folder, ["Images"]) + missing_in(list_folder(folder), LISTS.values())
+        return Finding(self.name, folder, missing)
+
+    def official(self, folder: Path, task: BenchmarkTask) -> Parts:
+        items, classes = read_dogs(folder)
+        return by_part(items, classes, folder / "Images", f"{task.title}, original release")
 
 
 def list_folder(root: Path) -> Path:

@@ -9,25 +9,52 @@ from __future__ import annotations
 import zipfile
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int64
 from numpy.lib import format as npy
 
+from viapt.data.benchmarks.labels import DSPRITES_CLASSES, DSPRITES_ORIENTATIONS, DSPRITES_POSITIONS, dsprites_label
+from viapt.data.benchmarks.layouts import Finding, Layout, Parts, candidates, cut_rows
 from viapt.data.benchmarks.rows import StreamedImages, read_exactly
 from viapt.errors import DataError
 
+if TYPE_CHECKING:
+    from viapt.data.benchmarks.registry import BenchmarkTask
+
 FILE = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 IMAGES, LATENTS = "imgs.npy", "latents_classes.npy"
-COLUMNS = {"orientation": (3, 40), "location": (4, 32)}
+COLUMNS = {"orientation": (3, DSPRITES_ORIENTATIONS), "location": (4, DSPRITES_POSITIONS)}
 """For each task: its column of the latent classes, and how many values that has."""
 MAX_ROWS = 10**6
 
 
+class Dsprites(Layout):
+    """A folder with the archive."""
+
+    name = "dsprites"
+
+    def look(self, root: Path, task: BenchmarkTask) -> Finding:
+        folders = [path for path in candidates(root, task, self.name) if path.is_dir()]
+        with_file = next((folder for folder in folders if (folder / FILE).is_file()), None)
+        return Finding(self.name, with_file)
+
+    def read(self, root: Path, task: BenchmarkTask) -> Parts:
+        path = self.found(root, task) / FILE
+        quantity = task.name.rpartition("-")[2]
+        groups = np.array([dsprites_label(value, COLUMNS[quantity][1]) for value in range(COLUMNS[quantity][1])])
+        return cut_rows(
+            task,
+            {"all": groups[read_latents(path, quantity)]},
+            tuple(map(str, range(DSPRITES_CLASSES))),
+            lambda _, wanted: stream_images(path, wanted),
+        )
+
+
 def open_rows(path: Path, member: str) -> IO[bytes]:
     """The array of a member, where its first element begins."""
-    stream = zipfile.ZipFile(path).open(member)
+    stream = zipfile.ZipFile(path).open(member)  # noqa: SIM115 - the caller closes it
     _read_header(stream)
     return stream
 

@@ -7,17 +7,18 @@ absent or half there, so that one broken task hides no other. Reading gives an `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from jaxtyping import Int64
 
 from viapt.data.benchmarks.record_order import record_order
 from viapt.data.benchmarks.splits import SEED, Pool, cut, is_exact
-from viapt.data.sources import ImageSource
+from viapt.data.sources import ImageSource, Item, LazyImage
 from viapt.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -115,7 +116,12 @@ class Release(Layout):
     """An original release: its official parts, which the split rule of the task cuts.
 
     A subclass says how to look and what the official parts are; tracks, where the rule needs them, come from `tracks`.
+
+    Attributes:
+        own_order: whether the parts are in the release's own order, from which that of TensorFlow Datasets follows.
     """
+
+    own_order: ClassVar[bool] = True
 
     @abstractmethod
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
@@ -135,7 +141,7 @@ class Release(Layout):
             part: Pool(
                 np.array([item.label for item in source.items], np.int64),
                 self.tracks(source),
-                record_order(task.release, part, [item.key for item in source.items]),
+                record_order(task.release, part, [item.key for item in source.items]) if self.own_order else None,
             )
             for part, source in official.items()
         }
@@ -144,6 +150,39 @@ class Release(Layout):
             part: marked(official[origin].select(indices.tolist()), part, note)
             for part, (origin, indices) in cut(task.split, pools).items()
         }
+
+
+def cut_rows(
+    task: BenchmarkTask,
+    labels: Mapping[str, Int64[np.ndarray, " n"]],
+    classes: tuple[str, ...],
+    images: Callable[[str, Int64[np.ndarray, " wanted"]], Any],
+) -> Parts:
+    """Parts of a release whose images are rows of arrays, of which only those that a part uses are ever read.
+
+    Args:
+        task: whose split rule cuts.
+        labels: by official part, of all rows.
+        classes: names by index.
+        images: from an official part and ascending numbers of rows to a data set of (image, anything).
+    """
+    pools = {part: Pool(own, order=record_order(task.release, part, [""] * len(own))) for part, own in labels.items()}
+    parts = cut(task.split, pools)
+    rows = {origin: [own for other, own in parts.values() if other == origin] for origin, _ in parts.values()}
+    wanted = {origin: np.unique(np.concatenate(own)) for origin, own in rows.items()}
+    datasets = {origin: images(origin, own) for origin, own in wanted.items()}
+    description = f"{task.title}, original release" + ("" if is_exact(task.split, pools) else DRAWN_HERE)
+    sources = {}
+    for part, (origin, indices) in parts.items():
+        places = np.searchsorted(wanted[origin], indices)
+        items = tuple(
+            Item(f"{origin}/{row:06d}", label, part, LazyImage(datasets[origin], place))
+            for row, label, place in zip(
+                indices.tolist(), labels[origin][indices].tolist(), places.tolist(), strict=True
+            )
+        )
+        sources[part] = ImageSource(items, classes, None, description)
+    return sources
 
 
 def marked(source: ImageSource, part: str, note: str = "") -> ImageSource:

@@ -1,10 +1,12 @@
-"""Small text files that come with data sets: tables of ids, lists of paths. Bounded, UTF-8, and kept in their folder."""
+"""Small text files of data sets: tables of ids, lists of paths. They are bounded, UTF-8, and stay in their folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from viapt.data.listing import composed
+from viapt.data.sources import ImageSource, Item
 from viapt.errors import DataError
 
 MAX_TEXT_BYTES = 2**28
@@ -75,3 +77,18 @@ def below(folder: Path, relative: str, source: Path) -> tuple[str, Path]:
             remedy="extract the file again, from the publisher's archive",
         )
     return composed(str(pure), f"an image in {source}"), folder / pure
+
+
+def by_part(
+    items: Iterable[Item], classes: tuple[str, ...], root: Path | None, description: str
+) -> dict[str, ImageSource]:
+    """Sources of the items of each official part; those of a release without parts are "all"."""
+    parts: dict[str, list[Item]] = {}
+    for item in items:
+        parts.setdefault(item.part or "all", []).append(item)
+    return {part: ImageSource(tuple(own), classes, root, description) for part, own in parts.items()}
+
+
+def missing_in(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of some relative paths that a folder does not hold."""
+    return tuple(name for name in names if not (folder / name).exists())

@@ -13,13 +13,18 @@ import math
 import struct
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from viapt.data.benchmarks import labels
+from viapt.data.benchmarks.layouts import Finding, Layout, Parts, cut_rows
 from viapt.data.benchmarks.rows import StreamedImages, read_exactly
 from viapt.errors import DataError
+
+if TYPE_CHECKING:
+    from viapt.data.benchmarks.registry import BenchmarkTask
 
 FILES = {
     "train": "smallnorb-5x46789x9x18x6x2x96x96-training-{}.mat",
@@ -27,7 +32,32 @@ FILES = {
 }
 TYPES = {0x1E3D4C55: np.dtype("u1"), 0x1E3D4C54: np.dtype("<i4")}
 MAX_ROWS, MAX_LABEL_BYTES = 10**6, 2**26
-ELEVATION, AZIMUTH = 1, 2  # columns of `info`
+COLUMNS = {"elevation": (1, labels.norb_elevation, 9), "azimuth": (2, labels.norb_azimuth, 18)}
+"""For each task: its column of `info`, its label rule, and how many classes it has."""
+
+
+class SmallNorb(Layout):
+    """A folder with six files, or the packed ones."""
+
+    name = "smallnorb"
+
+    def look(self, root: Path, task: BenchmarkTask) -> Finding:
+        folder = self.folder(root, task)
+        if folder is None:
+            return Finding(self.name)
+        files = [path for part in FILES for path in part_files(folder, part).values()]
+        return Finding(self.name, folder, tuple(path.name for path in files if not path.exists()))
+
+    def read(self, root: Path, task: BenchmarkTask) -> Parts:
+        folder = self.found(root, task)
+        quantity = task.name.rpartition("-")[2]
+        classes = tuple(map(str, range(COLUMNS[quantity][2])))
+        return cut_rows(
+            task,
+            {part: read_labels(folder, part, quantity) for part in FILES},
+            classes,
+            lambda part, wanted: stream_images(folder, part, wanted),
+        )
 
 
 class Header(NamedTuple):
@@ -50,9 +80,9 @@ def part_files(root: Path, part: str) -> dict[str, Path]:
 
 def open_matrix(path: Path, offset: int = 0) -> IO[bytes]:
     """The bytes of a matrix file, unpacked, from `offset` on."""
-    stream = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    stream: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - the caller closes it
     stream.seek(offset)
-    return stream  # type: ignore[return-value] - a GzipFile reads bytes
+    return stream
 
 
 def read_header(path: Path) -> Header:
@@ -96,8 +126,8 @@ def read_matrix(path: Path, max_bytes: int = MAX_LABEL_BYTES) -> Shaped[np.ndarr
         return np.frombuffer(read_exactly(stream, size, str(path)), header.dtype).reshape(header.shape)
 
 
-def read_labels(root: Path, part: str, column: int) -> Int64[np.ndarray, " n"]:
-    """Labels of all pairs: elevation 0 to 8, or azimuth 0 to 17, which is half of what is stored.
+def read_labels(root: Path, part: str, quantity: str) -> Int64[np.ndarray, " n"]:
+    """Labels of all pairs, by "elevation" (0 to 8) or "azimuth" (0 to 17, half of what is stored).
 
     Raises:
         DataError: a file is missing or damaged, they do not fit together, or a label cannot be.
@@ -110,15 +140,11 @@ def read_labels(root: Path, part: str, column: int) -> Int64[np.ndarray, " n"]:
             expected="a row of four numbers for each pair of images",
             remedy="download them again",
         )
-    values = info[:, column].astype(np.int64)
-    top, step = (8, 1) if column == ELEVATION else (34, 2)
-    if values.min() < 0 or values.max() > top or (values % step).any():
-        raise DataError(
-            f"{files['info']} has values from {values.min()} to {values.max()} in column {column}",
-            expected=f"0 to {top} in steps of {step}",
-            remedy="download it again",
-        )
-    return values // step
+    column, rule, _ = COLUMNS[quantity]
+    try:
+        return np.array([rule(value) for value in info[:, column].tolist()], np.int64)
+    except DataError as error:
+        raise DataError(f"{files['info']} holds {error}", remedy="download it again") from error
 
 
 def stream_images(root: Path, part: str, wanted: Int64[np.ndarray, " wanted"]) -> StreamedImages:

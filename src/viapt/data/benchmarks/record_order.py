@@ -44,6 +44,10 @@ def _class_joined_to_file(part: str, number: int, key: str) -> str:
     return "_".join(PurePosixPath(key).parts[-2:])
 
 
+def _below_part(part: str, number: int, key: str) -> str:
+    return key.partition("/")[2]
+
+
 def _pcam(part: str, number: int, key: str) -> str:
     return f"{PCAM_NAMES[part]}_{number}"
 
@@ -52,7 +56,7 @@ KEYS: dict[str, Callable[[str, int, str], str]] = {
     "cifar10": _number,
     "cifar100": _number,
     "clevr": _file,
-    "dmlab": _file,
+    "dmlab": _below_part,
     "dsprites": _number,
     "dtd": _class_and_file,
     "eurosat": _class_joined_to_file,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from viapt.data.benchmarks.releases import RELEASES
 from viapt.errors import ConfigError, did_you_mean
 
+BY_CLASS = "class of the release"
+
 
 @dataclass(frozen=True)
 class BenchmarkTask:
@@ -31,7 +33,7 @@ class BenchmarkTask:
     classes: int
     counts: Mapping[str, int]
     split: str
-    label: str = "class of the release"
+    label: str = BY_CLASS
     group: str | None = None
     community: tuple[str, ...] = ()
     metric: str = "accuracy"
@@ -41,7 +43,8 @@ class BenchmarkTask:
 
     def __post_init__(self) -> None:
         own = {"community": self.community} if self.community else {}
-        object.__setattr__(self, "layouts", own | dict(RELEASES[self.release].layouts))
+        saved = {} if self.label != BY_CLASS else {"huggingface": (f"huggingface/{self.release}",)}
+        object.__setattr__(self, "layouts", own | dict(RELEASES[self.release].layouts) | saved)
 
     @property
     def suite(self) -> str:

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from viapt.data.benchmarks.archives import ZipImages, reading
+from viapt.data.benchmarks.layouts import Finding, Parts, Release, candidates
+from viapt.data.benchmarks.listed import by_part
 from viapt.data.folders import read_folder
 from viapt.data.images import SUFFIXES
 from viapt.data.listing import composed, sort_classes
 from viapt.data.sources import Item, LazyImage
 from viapt.errors import DataError
 
+if TYPE_CHECKING:
+    from viapt.data.benchmarks.registry import BenchmarkTask
+
 FOLDER = "NWPU-RESISC45"
+
+
+class Resisc45(Release):
+    """The folder or the zip archive. A RAR archive, as which it was first published, is named as such."""
+
+    name = "resisc45"
+
+    def look(self, root: Path, task: BenchmarkTask) -> Finding:
+        found = self.folder(root, task)
+        if found is None:
+            packed = next(
+                (path for path in candidates(root, task, self.name) if path.with_suffix(".rar").exists()), None
+            )
+            if packed is None:
+                return Finding(self.name)
+            return Finding(self.name, packed.parent, (f"{FOLDER} (only {packed.stem}.rar is there: unpack it)",))
+        if found.is_dir() and not any(path.is_dir() for path in found.iterdir()):
+            return Finding(self.name, found, ("folders of classes",))
+        return Finding(self.name, found)
+
+    def official(self, folder: Path, task: BenchmarkTask) -> Parts:
+        items, classes = read_resisc45(folder)
+        form = "zip archive" if folder.is_file() else "original release"
+        return by_part(items, classes, None if folder.is_file() else folder, f"{task.title}, {form}")
 
 
 def read_resisc45(path: Path) -> tuple[list[Item], tuple[str, ...]]:
