@@ -92,14 +92,14 @@ RELEASES = {
         RESEARCH,
         "Cimpoi et al., CVPR 2014",
         "https://www.robots.ox.ac.uk/~vgg/data/dtd/ (dtd-r1.0.1.tar.gz)",
-        {"torchvision": ("dtd/dtd", "dtd")},
+        {"torchvision": ("dtd/dtd",)},
     ),
     "eurosat": Release(
         "EuroSAT, RGB",
         "MIT",
         "Helber et al., JSTARS 12, 2019, arXiv 1709.00029",
         "https://github.com/phelber/EuroSAT (EuroSAT.zip)",
-        {"torchvision": ("eurosat/2750", "2750", "EuroSAT_RGB")},
+        {"torchvision": ("eurosat/2750",)},
     ),
     "flowers102": Release(
         "Oxford Flowers-102",
@@ -108,7 +108,7 @@ RELEASES = {
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ (102flowers.tgz, imagelabels.mat, setid.mat)",
         {
             "fgvc-json": ("OxfordFlower", "oxford_flowers", "flowers-102"),
-            "torchvision": ("flowers-102", "OxfordFlower", "oxford_flowers"),
+            "torchvision": ("flowers-102",),
         },
     ),
     "food101": Release(
@@ -122,8 +122,8 @@ RELEASES = {
         "German Traffic Signs (GTSRB)",
         "CC0-1.0",
         "Stallkamp et al., Neural Networks 32, 2012",
-        "https://benchmark.ini.rub.de/ (GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip, GTSRB_Final_Test_GT.zip)",
-        {"torchvision": ("gtsrb", "GTSRB")},
+        "https://benchmark.ini.rub.de/ (GTSRB-Training_fixed, GTSRB_Final_Test_Images and GTSRB_Final_Test_GT)",
+        {"torchvision": ("gtsrb",)},
     ),
     "kitti": Release(
         "KITTI, 2D objects",

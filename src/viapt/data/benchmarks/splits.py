@@ -1,9 +1,9 @@
 """Which images of an original release train, validate and test: pure functions of sizes, labels, tracks and a seed.
 
 A rule names, for each part of a task, the official part that it is cut from and the indices there. VTAB slices the
-record order of TensorFlow Datasets: a pool may bring it along (`record_order`), and the images are then VTAB's own. Where
-files do not tell it, the same slices are taken of an order drawn here with `SEED`: sizes are VTAB's, images are not.
-`is_exact` says which is which.
+record order of TensorFlow Datasets: a pool may bring it along (`record_order`), and the images are then VTAB's own.
+Where files do not tell it, the same slices are taken of an order drawn here with `SEED`: sizes are VTAB's, images are
+not. `is_exact` says which is which.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _slices(train_end: int, val_end: int) -> Callable[[Pools, np.random.Generato
 
     def rule(pools: Pools, rng: np.random.Generator) -> Cut:
         order = _order(pools["all"], rng)
-        first = train_end * len(order) // 100
+        first = -(-train_end * len(order) // 100)  # rounded up, as the sizes of SUN397 show
         second = first + (val_end - train_end) * len(order) // 100
         return {
             "train": ("all", order[:first][:TRAIN]),
