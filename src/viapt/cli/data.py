@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from viapt.cli import data_convert
 from viapt.cli.data_check import check
 from viapt.errors import ConfigError, FetchError
 
 app = typer.Typer(help="The packaged tasks and weights.", no_args_is_help=True)
+app.add_typer(data_convert.app, name="convert")
+app.command()(data_convert.extract)
 app.command()(check)
 
 
