@@ -56,8 +56,14 @@ def cifar_python(root: Path, fine: bool, per_batch: int = 20) -> Path:
         numbers = range(start, start + per_batch * (5 if fine and name == "train" else 1))
         start = numbers.stop
         labels = [number % classes for number in numbers]
-        content = {"batch_label": "a batch", "data": b"".join(map(planes, numbers)), "filenames": ["x.png"] * len(labels)}
-        content |= {"fine_labels": labels, "coarse_labels": [label // 5 for label in labels]} if fine else {"labels": labels}
+        content = {
+            "batch_label": "a batch",
+            "data": b"".join(map(planes, numbers)),
+            "filenames": ["x.png"] * len(labels),
+        }
+        content |= (
+            {"fine_labels": labels, "coarse_labels": [label // 5 for label in labels]} if fine else {"labels": labels}
+        )
         (folder / name).write_bytes(python2_pickle(content))
     names = [f"class {number}" for number in range(classes)]
     meta = {"fine_label_names": names, "coarse_label_names": ["x"] * 20} if fine else {"label_names": names}
@@ -202,7 +208,9 @@ def pets(root: Path) -> Path:
 def sun397(root: Path) -> Path:
     """Class names have two or three parts, as there; the one picture that nobody counts is there too."""
     folder = root / "SUN397"
-    names = [f"/{'abc'[number % 3]}/place_{number:03d}" + ("/outdoor" if number % 5 == 0 else "") for number in range(396)]
+    names = [
+        f"/{'abc'[number % 3]}/place_{number:03d}" + ("/outdoor" if number % 5 == 0 else "") for number in range(396)
+    ]
     names.append("/c/church/outdoor")
     for place, name in enumerate(sorted(names)):
         for index in range(3):
@@ -226,7 +234,7 @@ def svhn(root: Path) -> Path:
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "caltech101": caltech101,
     "cifar10": lambda root: cifar_binary(root, fine=False),
-    "cifar100": lambda root: cifar_python(root, fine=True),
+    "cifar100": lambda root: cifar_python(root, fine=True, per_batch=100),
     "dtd": dtd,
     "eurosat": eurosat,
     "flowers102": flowers102,

@@ -69,10 +69,11 @@ class StoredImages:
     def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
         return np.ascontiguousarray(self.images[index].transpose(1, 2, 0)), int(self.labels[index])
 
-    def source(self, classes: tuple[str, ...], description: str) -> ImageSource:
-        """All of it, in order, called by number."""
-        items = (Item(f"{i:06d}", label, "", LazyImage(self, i)) for i, label in enumerate(self.labels.tolist()))
-        return ImageSource(tuple(items), classes, None, description)
+    def source(self, part: str, classes: tuple[str, ...], name: str) -> ImageSource:
+        """All of it, in order, called by part and number."""
+        labels = enumerate(self.labels.tolist())
+        items = (Item(f"{part}/{i:06d}", label, part, LazyImage(self, i)) for i, label in labels)
+        return ImageSource(tuple(items), classes, None, f"{name} ({part})")
 
 
 def files_of(folder: Path) -> list[str]:
@@ -102,7 +103,7 @@ def read_cifar(folder: Path) -> dict[str, ImageSource]:
                 expected=f"0 to {len(classes) - 1}",
                 remedy="unpack the archive again",
             )
-        parts[part] = stored.source(classes, f"{folder.name} ({part})")
+        parts[part] = stored.source(part, classes, folder.name)
     return parts
 
 

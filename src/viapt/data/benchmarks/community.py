@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from viapt.data.benchmarks.layouts import Finding, Layout, Parts
+from viapt.data.benchmarks.layouts import Finding, Layout, Parts, candidates
 from viapt.data.benchmarks.listed import below, read_text
 from viapt.data.sources import ImageSource, Item
 from viapt.errors import DataError
@@ -27,7 +27,7 @@ class CommunityFolders(Layout):
     name = "community"
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = next((path for path in self.folders(root, task) if any(map(path.joinpath, LISTS.values()))), None)
+        folder = next((path for path in candidates(root, task, self.name) if has_a_list(path)), None)
         if folder is None:
             return Finding(self.name)
         lists = [name for name in LISTS.values() if not (folder / name).is_file()]
@@ -48,6 +48,11 @@ class CommunityFolders(Layout):
             part: ImageSource(tuple(read_list(folder, part, task.classes)), classes, folder, str(folder / name))
             for part, name in LISTS.items()
         }
+
+
+def has_a_list(folder: Path) -> bool:
+    """Whether any of the lists is there: folders of other layouts may have the same name."""
+    return any((folder / name).is_file() for name in LISTS.values())
 
 
 def read_list(folder: Path, part: str, classes: int) -> list[Item]:

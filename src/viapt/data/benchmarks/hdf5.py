@@ -40,8 +40,8 @@ class Hdf5Images:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None}
 
-    def source(self, classes: tuple[str, ...], description: str) -> ImageSource:
-        """All images, in order, called by number.
+    def source(self, part: str, classes: tuple[str, ...], name: str) -> ImageSource:
+        """All images, in order, called by part and number.
 
         Raises:
             DataError: a file is missing, damaged, or of another kind; they do not fit together.
@@ -58,8 +58,8 @@ class Hdf5Images:
             numbers = np.asarray(values).reshape(-1).tolist()
         if not set(numbers) <= set(range(len(classes))):
             raise DataError(f"{self.labels} has the label {max(numbers)}", expected=f"0 to {len(classes) - 1}")
-        items = (Item(f"{i:06d}", int(label), "", LazyImage(self, i)) for i, label in enumerate(numbers))
-        return ImageSource(tuple(items), classes, None, description)
+        items = (Item(f"{part}/{i:06d}", int(label), part, LazyImage(self, i)) for i, label in enumerate(numbers))
+        return ImageSource(tuple(items), classes, None, f"{name} ({part})")
 
 
 @contextmanager

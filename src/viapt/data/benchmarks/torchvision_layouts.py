@@ -187,7 +187,7 @@ def _svhn(folder: Path) -> Parts:
     classes = tuple(map(str, range(10)))
     made = {part: Unhashed(str(folder), split=part) for part in ("train", "test")}
     return {
-        part: StoredImages(data.data, np.asarray(data.labels).reshape(-1)).source(classes, f"SVHN ({part})")
+        part: StoredImages(data.data, np.asarray(data.labels).reshape(-1)).source(part, classes, "SVHN")
         for part, data in made.items()
     }
 
@@ -204,7 +204,7 @@ def _pcam(folder: Path) -> Parts:
     parts = {}
     for part in PCAM:
         images, labels = (folder / name for name in _pcam_files(part))
-        parts[part] = Hdf5Images(images, labels).source(("no tumour", "tumour"), f"PatchCamelyon ({part})")
+        parts[part] = Hdf5Images(images, labels).source(part, ("no tumour", "tumour"), "PatchCamelyon")
     return parts
 
 
