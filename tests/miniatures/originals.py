@@ -160,7 +160,7 @@ def example(**features: list) -> bytes:
         feature = message.features.feature[name.replace("__", "/")]
         kind = {bytes: "bytes_list", float: "float_list", int: "int64_list"}[type(values[0]) if values else int]
         getattr(feature, kind).value.extend(values)
-    return message.SerializeToString()
+    return message.SerializeToString(deterministic=True)
 
 
 def _example_class() -> type:

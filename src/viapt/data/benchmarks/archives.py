@@ -16,9 +16,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from viapt.errors import DataError
 
@@ -251,7 +252,7 @@ def _write_members(archive: Path, folder: Path, limits: Limits) -> None:
                     raise EOFError(f"{name} ends early")
 
 
-def _copy(source: IO[bytes], target: IO[bytes], size: int) -> int:
+def _copy(source: Any, target: BufferedIOBase, size: int) -> int:
     """At most `size` bytes and one chunk."""
     written = 0
     while written <= size and (data := source.read(CHUNK)):

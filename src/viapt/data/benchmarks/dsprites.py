@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import zipfile
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -52,9 +53,9 @@ class Dsprites(Layout):
         )
 
 
-def open_rows(path: Path, member: str) -> IO[bytes]:
+def open_rows(path: Path, member: str) -> BufferedIOBase:
     """The array of a member, where its first element begins."""
-    stream = zipfile.ZipFile(path).open(member)  # noqa: SIM115 - the caller closes it
+    stream: Any = zipfile.ZipFile(path).open(member)  # noqa: SIM115 - the caller closes it
     _read_header(stream)
     return stream
 
@@ -110,7 +111,7 @@ def array_header(path: Path, member: str) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"npy format {version}")

@@ -12,8 +12,9 @@ import gzip
 import math
 import struct
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -78,7 +79,7 @@ def part_files(root: Path, part: str) -> dict[str, Path]:
     return found
 
 
-def open_matrix(path: Path, offset: int = 0) -> IO[bytes]:
+def open_matrix(path: Path, offset: int = 0) -> BufferedIOBase:
     """The bytes of a matrix file, unpacked, from `offset` on."""
     stream: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - the caller closes it
     stream.seek(offset)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import IO
+from io import BufferedIOBase
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -33,7 +33,7 @@ class StreamedImages:
     """
 
     name: str
-    open_rows: Callable[[], IO[bytes]]
+    open_rows: Callable[[], BufferedIOBase]
     rows: int
     row_shape: tuple[int, ...]
     wanted: Int64[np.ndarray, " wanted"]
@@ -75,7 +75,7 @@ class StreamedImages:
         return np.packbits(pixels, axis=1)
 
 
-def read_exactly(stream: IO[bytes], size: int, name: str) -> bytes:
+def read_exactly(stream: BufferedIOBase, size: int, name: str) -> bytes:
     """Exactly `size` bytes.
 
     Raises:
