@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from itertools import pairwise
 from pathlib import Path
 
 import datasets
@@ -28,7 +29,7 @@ FORMATS = ["tfrecord", "array_record"]
 
 def shards(contents: list[bytes], count: int) -> list[list[bytes]]:
     cut = np.linspace(0, len(contents), count + 1).astype(int)
-    return [contents[start:end] for start, end in zip(cut[:-1], cut[1:], strict=True)]
+    return [contents[start:end] for start, end in pairwise(cut)]
 
 
 def labelled(count: int, classes: int, kind: str = "JPEG", first: int = 0) -> list[bytes]:
@@ -58,7 +59,7 @@ def test_slices_of_one_training_part(tmp_path: Path, file_format: str) -> None:
 
 
 def test_slices_beyond_800(tmp_path: Path) -> None:
-    records = [example(image=[encoded(k % 512)], label=[k % 10]) for k in range(1200)]
+    records = [example(image=[encoded(k % 512, "PNG")], label=[k % 10]) for k in range(1200)]
     tfds_cache(tmp_path, "svhn_cropped", "3.1.0", {"train": shards(records, 4), "test": [records[:3]]})
     shown, _ = exported(convert("vtab-1k/svhn", tmp_path, tmp_path / "out").parent, "vtab-1k/svhn")
     assert shown["train"] == [k % 512 for k in range(800)]
@@ -227,13 +228,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def saved(folder: Path, sizes: dict[str, int], names: list[str]) -> None:
-    features = datasets.Features(
-        {
-            "img": datasets.Image(),
-            "coarse": datasets.ClassLabel(names=["x", "y"]),
-            "fine": datasets.ClassLabel(names=names),
-        }
-    )
+    coarse, fine = datasets.ClassLabel(names=["x", "y"]), datasets.ClassLabel(names=names)
+    features = datasets.Features({"img": datasets.Image(), "coarse": coarse, "fine": fine})
     first, content = 0, {}
     for split, size in sizes.items():
         rows = [
