@@ -11,12 +11,13 @@ import typer
 from typer.core import TyperCommand
 
 from viapt.cli.bench_report import report
+from viapt.cli.bench_suite import suite
 from viapt.errors import ConfigError
 
 if TYPE_CHECKING:
     from viapt.bench.engines import Engine
     from viapt.bench.entrants import Entrant
-    from viapt.bench.plan import Problems
+    from viapt.bench.plan import Plan, Problems
     from viapt.bench.store import Store
 
 FAILED = 1
@@ -100,16 +101,10 @@ def run(
 
     Exit code 1: some jobs failed, and are listed with their cause.
     """
-    from rich.console import Console
-
     from viapt.bench.plan import Problems, make_plan
     from viapt.bench.protocol import Protocol
     from viapt.bench.runner import continued
-    from viapt.bench.runner import run as run_plan
-    from viapt.bench.shown import Display
-    from viapt.bench.store import Store
     from viapt.data.packaged import list_tasks
-    from viapt.tables import say
 
     problems = Problems()
     names = tasks or list_tasks()
@@ -139,7 +134,18 @@ def run(
         )
     entrants = parse_all(methods or ["linear", "vpt-deep", "viapt"], parse_entrant, problems)
     plan = make_plan(continued(protocol, out), entrants, names, seeds or [0, 1, 2], problems)
-    place = make_engine(engine, workers, threads, address, gpus)
+    raise typer.Exit(carry_out(plan, out, make_engine(engine, workers, threads, address, gpus)))
+
+
+def carry_out(plan: Plan, out: Path, place: Engine) -> int:
+    """Do the jobs of a plan, and show how it goes and what came of it; the exit code."""
+    from rich.console import Console
+
+    from viapt.bench.runner import run as run_plan
+    from viapt.bench.shown import Display
+    from viapt.bench.store import Store
+    from viapt.tables import say
+
     for reason in plan.unavailable.values():
         say(f"Not available: {reason}")
     console = Console(stderr=True, highlight=False)
@@ -149,8 +155,7 @@ def run(
         show_folder(store)
     for cell, cause in progress.causes.items():
         say(f"Failed: {cell}: {cause}")
-    if progress.failed:
-        raise typer.Exit(FAILED)
+    return FAILED if progress.failed else 0
 
 
 @app.command()
@@ -182,6 +187,7 @@ def export(
 
 
 app.command()(report)
+app.command(cls=ManyValues)(suite)
 
 
 def show_folder(store: Store) -> None:

@@ -90,6 +90,6 @@ def h5py() -> Any:
         import h5py as library
     except ImportError as error:
         raise ConfigError(
-            "PatchCamelyon's files need h5py, which is not installed", remedy="pip install 'viapt[tasks]'"
+            "PatchCamelyon's files need h5py, which is not installed", remedy="pip install 'viapt[hdf5]'"
         ) from error
     return library

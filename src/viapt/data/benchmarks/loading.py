@@ -61,6 +61,7 @@ class BenchmarkData:
             "source": self.source,
             "layout": self.layout,
             "own_split": self.own_split,
+            "unexpected": self.unexpected,
             "images": {part: len(source) for part, source in self.parts.items()},
             "listing": listing_hash(self),
         }

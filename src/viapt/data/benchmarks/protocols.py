@@ -6,8 +6,7 @@ A protocol is resolved for a run, stored with each of its results, and never cha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from viapt.errors import ConfigError, did_you_mean
@@ -18,19 +17,49 @@ Selection = Literal["last", "best-val"]
 SEEDS = (42, 44, 82, 100, 800)
 """Of VPT's published runs."""
 
-VPT_GRID = {
-    "lr": {"choices": [50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05]},
-    "weight_decay": {"choices": [0.01, 0.001, 0.0001, 0.0]},
-}
-"""VPT's grid (Jia et al., arXiv 2203.12119, table 6): base rates of SGD at a batch of 256, and weight decays."""
+REFERENCE_BATCH = 256
 
-ADAMW_GRID = {
-    "lr": {"choices": [0.0005, 0.001, 0.005, 0.01, 0.05]},
-    "weight_decay": {"choices": [0.0001, 0.01, 0.1]},
-}
-"""A grid for AdamW, of ours: half-decades of the rate about this package's default, and weight decays about its own."""
 
-GRIDS: dict[str, dict[str, Any]] = {"vpt": VPT_GRID, "adamw": ADAMW_GRID}
+@dataclass(frozen=True)
+class Grid:
+    """Points to search.
+
+    Attributes:
+        optimizer: that they are meant for.
+        space: choices by setting.
+        scaled: whether learning rates are meant for a batch of 256, and shrink in proportion with a smaller one.
+    """
+
+    optimizer: Literal["adamw", "sgd"]
+    space: dict[str, Any]
+    scaled: bool = False
+
+    def at(self, batch_size: int) -> dict[str, Any]:
+        """The space for a batch."""
+        if not self.scaled:
+            return self.space
+        rates = [rate * batch_size / REFERENCE_BATCH for rate in self.space["lr"]["choices"]]
+        return self.space | {"lr": {"choices": rates}}
+
+
+GRIDS = {
+    "vpt": Grid(
+        "sgd",
+        {
+            "lr": {"choices": [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0]},
+            "weight_decay": {"choices": [0.0, 0.0001, 0.001, 0.01]},
+        },
+        scaled=True,
+    ),
+    "adamw": Grid(
+        "adamw",
+        {
+            "lr": {"choices": [0.0005, 0.001, 0.005, 0.01, 0.05]},
+            "weight_decay": {"choices": [0.0001, 0.01, 0.1]},
+        },
+    ),
+}
+"""VPT's grid for prompts (Jia et al., arXiv 2203.12119, and its code), 40 points; and a smaller one of ours, 15."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +77,7 @@ class SuiteProtocol:
         augmentation: of training images, see `train_transform`.
         resize: "direct" to the image size, or "crop": to 256/224 of it, then its centre.
         normalization: of images: the weights' own, ImageNet's mean and deviation, 0.5 and 0.5, or none (0 and 1).
-        optimizer: of the grid.
-        grid: a name of `GRIDS`.
-        space: what is searched, point by point.
+        grid: a name of `GRIDS`: what is searched, point by point, and with which optimizer.
     """
 
     name: str
@@ -65,7 +92,6 @@ class SuiteProtocol:
     resize: Literal["direct", "crop"] = "crop"
     normalization: Normalisation = "weights"
     grid: str = "adamw"
-    space: Mapping[str, Any] = field(default_factory=lambda: ADAMW_GRID)
 
     def __post_init__(self) -> None:
         if self.normalization not in get_args(Normalisation):
@@ -75,10 +101,14 @@ class SuiteProtocol:
             raise ConfigError(
                 "Weights cannot be selected on validation images that are trained on", remedy="selection: last"
             )
+        if self.grid not in GRIDS:
+            raise ConfigError(f"There is no grid {self.grid!r}", expected=f"one of {', '.join(GRIDS)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain JSON types, the grid spelt out."""
+        grid = GRIDS[self.grid]
+        whole = asdict(self) | {"optimizer": grid.optimizer, "space": grid.at(self.batch_size)}
+        return json.loads(json.dumps(whole))
 
 
 PROTOCOLS = {
@@ -123,14 +153,3 @@ def find_protocol(name: str) -> SuiteProtocol:
             remedy=did_you_mean(name, PROTOCOLS),
         )
     return PROTOCOLS[name]
-
-
-def with_grid(protocol: SuiteProtocol, grid: str) -> SuiteProtocol:
-    """The same with another grid to search.
-
-    Raises:
-        ConfigError: no grid of this name.
-    """
-    if grid not in GRIDS:
-        raise ConfigError(f"There is no grid {grid!r}", expected=f"one of {', '.join(GRIDS)}")
-    return replace(protocol, grid=grid, space=GRIDS[grid])

@@ -225,7 +225,7 @@ SPLITS = {
     "vtab-60-20-20": SplitRule(("all",), False, "800 of 60 %, 200 of 20 %, and 20 %", _slices(60, 80)),
     "vtab-80-10-10": SplitRule(("all",), False, "800 of 80 %, 200 of 10 %, and 10 %", _slices(80, 90)),
     "vtab-norb": SplitRule(("train", "test"), False, "train[:800], test[:50%][:200] and test[50%:]", _norb),
-    "vtab-kitti": SplitRule(("train", "val", "test"), False, "val[:200] and train[:800] of parts by video", _beside),
+    "vtab-kitti": SplitRule(("train", "val", "test"), False, "train[:800] and val[:200] of parts by video", _beside),
     "vtab-clevr": SplitRule(("train", "val"), False, "train[:800], train[90%:][:200] and val", _clevr),
     "vtab-caltech": SplitRule(("all",), False, "of 30 a class 800 and 200, and all others", _caltech),
 }

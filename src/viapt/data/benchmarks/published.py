@@ -1,0 +1,35 @@
+"""Published results for ViT-B/16 pre-trained on ImageNet-21k: context, never mixed with results of ours.
+
+They were collected from papers and public code in November 2026, other weights, data releases, recipes and search
+budgets included. `published.csv` has a number in each line, with its source and what is to be known of it.
+"""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    """One number.
+
+    Attributes:
+        mean: over what, as `viapt.bench.suites` calls it.
+        value: accuracy as a share.
+        caveat: what is to be known; "" if nothing special.
+    """
+
+    method: str
+    suite: str
+    mean: str
+    value: float
+    source: str
+    caveat: str
+
+
+def published(suite: str | None = None) -> list[Published]:
+    """All numbers, or those of a suite, in the file's order."""
+    with files("viapt.data.benchmarks").joinpath("published.csv").open(encoding="utf-8", newline="") as file:
+        rows = [Published(**row | {"value": float(row["value"]) / 100}) for row in csv.DictReader(file)]
+    return [row for row in rows if suite in (None, row.suite)]
