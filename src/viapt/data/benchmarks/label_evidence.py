@@ -11,8 +11,9 @@ Where names say nothing and no picture is there twice, swapped labels cannot be 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from viapt.data.benchmarks.diagnosis import Remark
 from viapt.data.benchmarks.examined import Picture
@@ -27,13 +28,13 @@ UNION = "train800val200.txt"
 
 def same_picture_two_labels(parts: Parts, pictures: Mapping[str, Sequence[Picture]]) -> list[Remark]:
     """Pictures whose content is there with more than one label."""
-    seen: dict[bytes, dict[int, str]] = defaultdict(dict)
+    seen: dict[bytes, dict[int, tuple[str, int]]] = defaultdict(dict)
     for part, source in parts.items():
         for index, (item, picture) in enumerate(zip(source.items, pictures[part], strict=True)):
             if picture.content:
-                seen[picture.content].setdefault(item.label, source.name(index))
+                seen[picture.content].setdefault(item.label, (part, index))
     twice = [
-        " and ".join(f"{name} ({label})" for label, name in labels.items())
+        " and ".join(f"{parts[part].name(index)} ({label})" for label, (part, index) in labels.items())
         for labels in seen.values()
         if len(labels) > 1
     ]
@@ -71,37 +72,43 @@ def lists_against_each_other(folder: Path, parts: Parts) -> list[Remark]:
     return [Remark("swapped", text, tuple(wrong))]
 
 
-Folders = dict[str, dict[str, int]]
-"""By folder: the label of each picture in it, by key."""
+class Folder(NamedTuple):
+    """The label of each picture in a folder, by key, and the most frequent one (the smallest of several)."""
+
+    labels: dict[str, int]
+    label: int
+
+
+Folders = dict[str, Folder]
 
 
 def _labels_by_folder(source: ImageSource) -> Folders:
-    folders: Folders = defaultdict(dict)
+    folders: dict[str, dict[str, int]] = defaultdict(dict)
     for item in source.items:
         if isinstance(item.image, Path):
-            folders[str(PurePosixPath(item.key).parent)][item.key] = item.label
-    return folders
+            folders[item.key.rpartition("/")[0]][item.key] = item.label
+    return {folder: Folder(labels, _most_frequent(labels.values())) for folder, labels in folders.items()}
+
+
+def _most_frequent(labels: Iterable[int]) -> int:
+    counts = Counter(labels)
+    return max(sorted(counts), key=counts.__getitem__)
 
 
 def _stand_for_classes(folders: Folders) -> bool:
     """Whether there are several, and the label of a picture nearly always follows from its folder."""
-    agreeing = sum(sum(label == _label(found) for label in found.values()) for found in folders.values())
-    count = sum(map(len, folders.values()))
-    return len({_label(found) for found in folders.values()}) > 1 and agreeing >= PURE * count
-
-
-def _label(folder: Mapping[str, int]) -> int:
-    """The most frequent label of a folder's pictures; the smallest of several."""
-    return min(Counter(folder.values()).most_common(), key=lambda pair: (-pair[1], pair[0]))[0]
+    agreeing = sum(label == folder.label for folder in folders.values() for label in folder.labels.values())
+    count = sum(len(folder.labels) for folder in folders.values())
+    return len({folder.label for folder in folders.values()}) > 1 and agreeing >= PURE * count
 
 
 def _odd_ones(folders: Mapping[str, Folders]) -> list[Remark]:
     odd = [
-        f"{key} ({label}, others there {_label(found)})"
+        f"{key} ({label}, others there {folder.label})"
         for part in folders.values()
-        for found in part.values()
-        for key, label in found.items()
-        if label != _label(found)
+        for folder in part.values()
+        for key, label in folder.labels.items()
+        if label != folder.label
     ]
     if not odd:
         return []
@@ -111,8 +118,8 @@ def _odd_ones(folders: Mapping[str, Folders]) -> list[Remark]:
 def _between_parts(folders: Mapping[str, Folders]) -> list[Remark]:
     places: dict[str, dict[int, str]] = defaultdict(dict)
     for part, found in folders.items():
-        for folder, labels in found.items():
-            places[PurePosixPath(folder).name].setdefault(_label(labels), f"{part}, {folder}")
+        for name, folder in found.items():
+            places[PurePosixPath(name).name].setdefault(folder.label, f"{part}, {name}")
     split = [
         f"{name} is {' and '.join(f'{label} ({place})' for label, place in found.items())}"
         for name, found in places.items()
@@ -129,10 +136,10 @@ def _against_class_names(parts: Parts, folders: Mapping[str, Folders]) -> list[R
     for part, found in folders.items():
         classes = parts[part].classes
         known = {_plain(name): number for number, name in enumerate(classes) if not name.isdecimal()}
-        for folder, labels in found.items():
-            number = known.get(_plain(PurePosixPath(folder).name))
-            if number is not None and number != _label(labels):
-                wrong.append(f"{part}, {folder}: {classes[_label(labels)]}")
+        for name, folder in found.items():
+            number = known.get(_plain(PurePosixPath(name).name))
+            if number is not None and number != folder.label:
+                wrong.append(f"{part}, {name}: {classes[folder.label]}")
     if not wrong:
         return []
     text = f"{len(wrong)} folder(s) are called as one class and have the label of another: {wrong[0]}"

@@ -82,12 +82,12 @@ def unreadable(pictures: Mapping[str, Sequence[Picture]]) -> Iterator[Remark]:
 
 def copies(task: BenchmarkTask, parts: Parts, pictures: Mapping[str, Sequence[Picture]]) -> Iterator[Remark]:
     """Pictures of a part that are in an earlier one too, or look like one there."""
-    known: list[tuple[str, Picture]] = []
+    known: list[tuple[str, int, Picture]] = []
     before: list[str] = []
     for part in (part for part in PARTS if part in parts):
         if known:
             yield from _copies_of(task, part, parts, pictures[part], known, " or ".join(before))
-        known += [(parts[part].name(i), picture) for i, picture in enumerate(pictures[part])]
+        known += [(part, i, picture) for i, picture in enumerate(pictures[part])]
         before.append(part)
 
 
@@ -96,18 +96,21 @@ def _copies_of(
     part: str,
     parts: Parts,
     pictures: Sequence[Picture],
-    known: Sequence[tuple[str, Picture]],
+    known: Sequence[tuple[str, int, Picture]],
     before: str,
 ) -> Iterator[Remark]:
-    contents = {picture.content: name for name, picture in known if picture.content}
+    def name(place: tuple[str, int]) -> str:
+        return parts[place[0]].name(place[1])
+
+    contents = {picture.content: (origin, i) for origin, i, picture in known if picture.content}
     same = [i for i, picture in enumerate(pictures) if picture.content in contents]
     if same:
-        names = tuple(f"{parts[part].name(i)} = {contents[pictures[i].content]}" for i in same)
+        names = tuple(f"{parts[part].name(i)} = {name(contents[pictures[i].content])}" for i in same)
         yield Remark("duplicate", listed(f"{len(same)} picture(s) of {part} are in {before} too", names), names)
     others = [picture.appearance if picture.content not in contents else b"" for picture in pictures]
-    alike = find_alike(others, [picture.appearance for _, picture in known])
+    alike = find_alike(others, [picture.appearance for *_, picture in known])
     if alike:
-        names = tuple(f"{parts[part].name(pair.index)} ~ {known[pair.known][0]}" for pair in alike)
+        names = tuple(f"{parts[part].name(pair.index)} ~ {name(known[pair.known][:2])}" for pair in alike)
         design = ", which is the nature of this task" if task.group == "structured" else ""
         text = listed(f"{len(alike)} picture(s) of {part} look like one of {before}{design}", names)
         yield Remark("near-duplicate", text, names)
