@@ -20,11 +20,12 @@ from typing import Any
 import torch
 
 from viapt.backbones.base import Preprocessing
-from viapt.bench.provenance import code_for, versions
+from viapt.bench.provenance import CODE, code_for, versions
 from viapt.bench.task_data import TaskData, preprocessing_under, task_data
 from viapt.caching import Cache, cached, chosen
 from viapt.create import create_model
 from viapt.data import ImageDataset
+from viapt.data.dataset import CACHE_BYTES
 from viapt.data.transforms import eval_transform, train_transform
 from viapt.device import default_device, describe_device
 from viapt.errors import DataError, TrainingError, ViaptError
@@ -161,7 +162,10 @@ def check_place(job: Job) -> None:
     Raises:
         TrainingError: saying what differs.
     """
-    here: dict[str, Any] = {"code": code_for(job.method, job.task), "device": default_device().type} | versions()
+    here: dict[str, Any] = {
+        "code": code_for(job.method, job.task) if job.method in CODE else None,
+        "device": default_device().type,
+    } | versions()
     wanted: dict[str, Any] = {"code": job.code, "device": job.device} | job.versions
     wrong = [f"{name} {here[name]}, planned with {wanted[name]}" for name in wanted if here.get(name) != wanted[name]]
     if wrong:
@@ -200,8 +204,8 @@ def data_sets(task: TaskData, preprocessing: Preprocessing, job: Job) -> dict[st
     if "val" not in trained_on:
         found["val"] = ImageDataset(task.parts["val"], evaluated, seed=job.seed)
     if job.read_test:
-        kept = {"cache_bytes": 0} if job.suite else {}
-        found["test"] = ImageDataset(task.parts["test"], evaluated, seed=job.seed, **kept)
+        kept = 0 if job.suite else CACHE_BYTES
+        found["test"] = ImageDataset(task.parts["test"], evaluated, seed=job.seed, cache_bytes=kept)
     return found
 
 

@@ -123,7 +123,8 @@ def training(entrant: Entrant, protocol: Protocol) -> dict[str, Any]:
     values |= {"epochs": protocol.epochs, "batch_size": protocol.batch_size, "selection": protocol.selection}
     if protocol.suite and protocol.suite["optimizer"] != "adamw":
         values["optimizer"] = protocol.suite["optimizer"]
-    Recipe(**{"optimizer": "adamw"} | values, accumulate=1, seed=0)
+    whole: dict[str, Any] = {"optimizer": "adamw"} | values
+    Recipe(**whole, accumulate=1, seed=0)
     return values
 
 

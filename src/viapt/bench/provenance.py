@@ -105,10 +105,9 @@ BENCHMARK_CODE = digest([path for path in sorted(BENCHMARKS.glob("*.py")) if pat
 """Of what reads and splits benchmark tasks."""
 
 
-def code_for(method: str, task: str) -> str | None:
-    """Of a method on a task: readers of benchmark tasks (SUITE/NAME) count for these; None for an unknown method."""
-    code = CODE.get(method)
-    return f"{code}-{BENCHMARK_CODE}" if code and "/" in task else code
+def code_for(method: str, task: str) -> str:
+    """Of a method on a task: readers of benchmark tasks (SUITE/NAME) count for these alone."""
+    return f"{CODE[method]}-{BENCHMARK_CODE}" if "/" in task else CODE[method]
 
 
 def versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ app.command("show")(show_task)
 
 @app.command("list")
 def list_() -> None:
-    """The packaged tasks and weights, and whether the cache holds them; the benchmark tasks, which users bring along."""
+    """The packaged tasks and weights, and whether the cache holds them; the benchmark tasks, which users bring."""
     from rich.table import Table
 
     from viapt.data.packaged import RECIPES, WEIGHTS, state

@@ -111,10 +111,12 @@ def _read(path: Path, version: Version) -> tuple[UInt8[np.ndarray, "n channels h
     if version.keys is None:
         return _read_records(path, version.label_bytes)
     content = read_pickled(path, MAX_BYTES)
-    data, labels = (content.get(name) for name in ("data", version.keys[0]))
-    good = isinstance(data, PickledArray) and data.dtype == "u1" and data.shape[1:] == (PIXELS,)
-    if not good or not isinstance(labels, list) or len(labels) != data.shape[0]:
-        raise _other(path, f"a dictionary with `data`, (n, {PIXELS}) of uint8, and n `{version.keys[0]}`")
+    data, labels = content.get("data"), content.get(version.keys[0])
+    expected = f"a dictionary with `data`, (n, {PIXELS}) of uint8, and n `{version.keys[0]}`"
+    if not isinstance(data, PickledArray) or data.dtype != "u1" or data.shape[1:] != (PIXELS,):
+        raise _other(path, expected)
+    if not isinstance(labels, list) or len(labels) != data.shape[0]:
+        raise _other(path, expected)
     if not all(isinstance(label, int) for label in labels):
         raise _other(path, "whole numbers as labels")
     return data.array().reshape(-1, 3, SIDE, SIDE), np.array(labels, np.int64)

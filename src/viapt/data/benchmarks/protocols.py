@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from viapt.errors import ConfigError, did_you_mean
 
-Normalisation = Literal["weights", "imagenet", "inception", "none"]
+NORMALISATIONS = "weights", "imagenet", "inception", "none"
 Selection = Literal["last", "best-val"]
 
 SEEDS = (42, 44, 82, 100, 800)
@@ -90,13 +90,13 @@ class SuiteProtocol:
     selection: Selection = "best-val"
     augmentation: str = "standard"
     resize: Literal["direct", "crop"] = "crop"
-    normalization: Normalisation = "weights"
+    normalization: str = "weights"
     grid: str = "adamw"
 
     def __post_init__(self) -> None:
-        if self.normalization not in get_args(Normalisation):
-            expected = ", ".join(get_args(Normalisation))
-            raise ConfigError(f"No normalization {self.normalization!r}", expected=f"one of {expected}")
+        if self.normalization not in NORMALISATIONS:
+            expected = f"one of {', '.join(NORMALISATIONS)}"
+            raise ConfigError(f"No normalization {self.normalization!r}", expected=expected)
         if self.selection == "best-val" and "val" in self.train_on:
             raise ConfigError(
                 "Weights cannot be selected on validation images that are trained on", remedy="selection: last"

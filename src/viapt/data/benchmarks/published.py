@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Published(NamedTuple):
@@ -30,6 +30,9 @@ class Published(NamedTuple):
 
 def published(suite: str | None = None) -> list[Published]:
     """All numbers, or those of a suite, in the file's order."""
-    with files("viapt.data.benchmarks").joinpath("published.csv").open(encoding="utf-8", newline="") as file:
-        rows = [Published(**row | {"value": float(row["value"]) / 100}) for row in csv.DictReader(file)]
+    lines = files("viapt.data.benchmarks").joinpath("published.csv").read_text(encoding="utf-8").splitlines()
+    rows = []
+    for row in csv.DictReader(lines):
+        values: dict[str, Any] = {**row, "value": float(row["value"]) / 100}
+        rows.append(Published(**values))
     return [row for row in rows if suite in (None, row.suite)]
