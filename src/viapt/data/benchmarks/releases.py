@@ -65,7 +65,7 @@ RELEASES = {
     ),
     "dmlab": Release(
         "DMLab frames",
-        "Apache-2.0",
+        "not stated",
         "Beattie et al., arXiv 1612.03801; Zhai et al., arXiv 1910.04867",
         "https://storage.googleapis.com/dmlab-vtab/dmlab.tar.gz (viapt data extract)",
         {"dmlab": ("dmlab", "DMLab")},
@@ -82,7 +82,7 @@ RELEASES = {
     ),
     "dsprites": Release(
         "dSprites",
-        "zlib (Apache-2.0 for the repository)",
+        "that of its repository",
         "Matthey et al., 2017; Higgins et al., ICLR 2017",
         "https://github.com/google-deepmind/dsprites-dataset (the .npz file)",
         {"dsprites": ("dsprites", "dsprites-dataset", ".")},
@@ -120,7 +120,7 @@ RELEASES = {
     ),
     "gtsrb": Release(
         "German Traffic Signs (GTSRB)",
-        "CC0-1.0",
+        "that of its page",
         "Stallkamp et al., Neural Networks 32, 2012",
         "https://benchmark.ini.rub.de/ (GTSRB-Training_fixed, GTSRB_Final_Test_Images and GTSRB_Final_Test_GT)",
         {"torchvision": ("gtsrb",)},
