@@ -171,7 +171,7 @@ def test_a_layout_that_lets_labels_out_of_range_pass(tmp_path: Path, monkeypatch
     (diagnosis,) = check(tmp_path)
     assert diagnosis.state == "partly"
     (text,) = said(diagnosis)["label"]
-    assert text.startswith("2 label(s) of test are not within 0 and 3: ")
+    assert text.startswith("2 label(s) are not within 0 and 3: images/15.jpg (4); ")
     assert said(diagnosis)["class-count"] == ["1 class(es) have no test image: class 0"]
 
 
@@ -179,7 +179,7 @@ def test_wrong_counts(tmp_path: Path) -> None:
     path = write_task(tmp_path) / "test.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     (diagnosis,) = check(tmp_path)
-    assert said(diagnosis) == {"count": ["test has 7 images, 8 are expected"]}
+    assert said(diagnosis) == {"count": ["another number of images than expected: test 7 instead of 8"]}
     assert tiny().source in diagnosis.next_step
 
 
@@ -215,9 +215,9 @@ def test_copies(tmp_path: Path) -> None:
     assert diagnosis.complete
     found = {remark.kind: remark.names for remark in diagnosis.warnings}
     assert found == {
-        "duplicate": (f"{images / '12.jpg'} = {images / '0.jpg'}", f"{images / '14.jpg'} = {images / '9.jpg'}"),
-        "near-duplicate": (f"{images / '18.jpg'} ~ {images / '2.jpg'}",),
-        "contradiction": (f"{images / '9.jpg'} (1) and {images / '14.jpg'} (2)",),
+        "duplicate": ("images/12.jpg = images/0.jpg", "images/14.jpg = images/9.jpg"),
+        "near-duplicate": ("images/18.jpg ~ images/2.jpg",),
+        "contradiction": ("images/9.jpg (1) and images/14.jpg (2)",),
     }
 
 

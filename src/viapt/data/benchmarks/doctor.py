@@ -67,7 +67,7 @@ def check_task(task: BenchmarkTask, root: Path, progress: Progress) -> Diagnosis
         damaged, step = _how_to_get(task, root)
         return Diagnosis(task.name, MISSING, problems=(*refused, *damaged), next_step=step)
     known = {"layout": finding.layout, "folder": str(finding.where)}
-    names = (*strange_names(finding.where), *refused)
+    names = (*(strange_names(finding.where) if finding.where.is_dir() else ()), *refused)
     if finding.missing:
         problem = Remark("missing-file", listed("missing in the folder", finding.missing), finding.missing)
         step = "unpack its archive again, to the end"
@@ -75,7 +75,7 @@ def check_task(task: BenchmarkTask, root: Path, progress: Progress) -> Diagnosis
     try:
         parts = layout_named(finding.layout).read(root, task)
     except ViaptError as error:
-        step = error.remedy or f"get it again ({task.source})"
+        step = error.remedy or f"get it again, from {task.source}"
         problem = Remark("unreadable-data", _in_words(error))
         return Diagnosis(task.name, PARTLY, **known, problems=(problem,), warnings=names, next_step=step)
     return _examined(task, parts, finding, known, names, progress)
@@ -168,13 +168,13 @@ def _how_to_get(task: BenchmarkTask, root: Path) -> tuple[tuple[Remark, ...], st
     packed = [path for path in _archives(task, root) if path.is_file()]
     if not packed:
         names = " or ".join(f"{names[0]} ({layout})" for layout, names in task.layouts.items())
-        return (), f"get it ({task.source}), and put it into {root} as {names}"
+        return (), f"put it into {root} as {names}, from {task.source}"
     archive = packed[0]
     try:
         if archive.suffix == ".zip" or archive.stat().st_size < LOOKED_THROUGH:
             list_members(archive)
     except DataError as error:
-        return (Remark("archive", _in_words(error)),), error.remedy or f"get {archive.name} again ({task.source})"
+        return (Remark("archive", _in_words(error)),), error.remedy or f"get {archive.name} again, from {task.source}"
     return (), f"unpack {archive}"
 
 
@@ -190,8 +190,8 @@ def _next_step(task: BenchmarkTask, problems: Sequence[Remark]) -> str:
     if "unreadable" in kinds:
         return f"put these files there again, from the archive or from {task.source}"
     if kinds & {"count", "class-count", "classes"}:
-        return f"this copy is cut short, or of another release: get it again ({task.source})"
-    return f"its labels are wrong: get them again ({task.source})" if kinds else ""
+        return f"this copy is cut short, or of another release: get it again, from {task.source}"
+    return f"its labels are wrong: get them again, from {task.source}" if kinds else ""
 
 
 def _in_words(error: ViaptError) -> str:

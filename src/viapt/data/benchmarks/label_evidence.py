@@ -34,7 +34,7 @@ def same_picture_two_labels(parts: Parts, pictures: Mapping[str, Sequence[Pictur
             if picture.content:
                 seen[picture.content].setdefault(item.label, (part, index))
     twice = [
-        " and ".join(f"{parts[part].name(index)} ({label})" for label, (part, index) in labels.items())
+        " and ".join(f"{parts[part].items[index].key} ({label})" for label, (part, index) in labels.items())
         for labels in seen.values()
         if len(labels) > 1
     ]
@@ -51,20 +51,20 @@ def folders_against_labels(parts: Parts) -> list[Remark]:
 
 
 def lists_against_each_other(folder: Path, parts: Parts) -> list[Remark]:
-    """The list of training and validation pictures together, beside their own lists; nothing where it is not there.
+    """The list of training and validation pictures together, beside their own lists, as far as they name the same.
 
     Raises:
         DataError: it cannot be read.
     """
     if not (folder / UNION).is_file():
         return []
-    stated = {item.key: item.label for part in ("train", "val") for item in parts[part].items}
-    rows = [line.rpartition(" ") for line in read_text(folder / UNION).splitlines() if line.strip()]
+    rows = [line.rstrip().rpartition(" ") for line in read_text(folder / UNION).splitlines()]
     other = {key.strip(): label for key, _, label in rows}
     wrong = [
-        f"{key} ({label} and {other.get(key, 'not there')})"
-        for key, label in stated.items()
-        if other.get(key) != str(label)
+        f"{item.key} ({item.label} and {other[item.key]})"
+        for part in ("train", "val")
+        for item in parts[part].items
+        if other.get(item.key, str(item.label)) != str(item.label)
     ]
     if not wrong:
         return []

@@ -39,12 +39,14 @@ def counted(parts: Parts, part: str, pictures: Sequence[Picture], task: Benchmar
 
 def wrong_counts(task: BenchmarkTask, checks: Mapping[str, PartCheck]) -> Iterator[Remark]:
     """Parts, then classes, that have not as many images as they should."""
-    for part in PARTS:
-        if part not in checks:
-            yield Remark("count", f"{part} is not there; {task.counts[part]:,} images are expected")
-        elif checks[part].images != checks[part].expected:
-            yield Remark("count", f"{part} has {checks[part].images:,} images, {checks[part].expected:,} are expected")
-    if set(checks) < set(PARTS) or any(check.images != check.expected for check in checks.values()):
+    images = {part: checks[part].images if part in checks else 0 for part in PARTS}
+    wrong = [
+        f"{part} {images[part]:,} instead of {task.counts[part]:,}"
+        for part in PARTS
+        if images[part] != task.counts[part]
+    ]
+    if wrong:
+        yield Remark("count", f"another number of images than expected: {', '.join(wrong)}", tuple(wrong))
         return  # then those of classes cannot be right either
     for names, count in expected_per_class(task).items():
         per_class = [sum(numbers) for numbers in zip(*(checks[part].per_class for part in names), strict=True)]
@@ -59,18 +61,18 @@ def wrong_counts(task: BenchmarkTask, checks: Mapping[str, PartCheck]) -> Iterat
 
 
 def wrong_labels(task: BenchmarkTask, parts: Parts) -> Iterator[Remark]:
-    """Labels that are no class of the task, and another number of classes."""
-    for part, source in parts.items():
-        wrong = tuple(
-            f"{source.name(i)} ({item.label})"
-            for i, item in enumerate(source.items)
-            if not 0 <= item.label < task.classes
-        )
-        if wrong:
-            text = listed(f"{len(wrong)} label(s) of {part} are not within 0 and {task.classes - 1}", wrong)
-            yield Remark("label", text, wrong)
-        if len(source.classes) != task.classes:
-            yield Remark("classes", f"{part} has {len(source.classes)} classes, {task.classes} are expected")
+    """Another number of classes than expected, and labels that are no class of the task."""
+    found = {len(source.classes) for source in parts.values()} - {task.classes}
+    if found:
+        yield Remark("classes", f"{' or '.join(map(str, sorted(found)))} classes instead of {task.classes}")
+    wrong = tuple(
+        f"{item.key} ({item.label})"
+        for source in parts.values()
+        for item in source.items
+        if not 0 <= item.label < task.classes
+    )
+    if wrong:
+        yield Remark("label", listed(f"{len(wrong)} label(s) are not within 0 and {task.classes - 1}", wrong), wrong)
 
 
 def unreadable(pictures: Mapping[str, Sequence[Picture]]) -> Iterator[Remark]:
@@ -100,17 +102,17 @@ def _copies_of(
     before: str,
 ) -> Iterator[Remark]:
     def name(place: tuple[str, int]) -> str:
-        return parts[place[0]].name(place[1])
+        return parts[place[0]].items[place[1]].key
 
     contents = {picture.content: (origin, i) for origin, i, picture in known if picture.content}
     same = [i for i, picture in enumerate(pictures) if picture.content in contents]
     if same:
-        names = tuple(f"{parts[part].name(i)} = {name(contents[pictures[i].content])}" for i in same)
+        names = tuple(f"{name((part, i))} = {name(contents[pictures[i].content])}" for i in same)
         yield Remark("duplicate", listed(f"{len(same)} picture(s) of {part} are in {before} too", names), names)
     others = [picture.appearance if picture.content not in contents else b"" for picture in pictures]
     alike = find_alike(others, [picture.appearance for *_, picture in known])
     if alike:
-        names = tuple(f"{parts[part].name(pair.index)} ~ {name(known[pair.known][:2])}" for pair in alike)
+        names = tuple(f"{name((part, pair.index))} ~ {name(known[pair.known][:2])}" for pair in alike)
         design = ", which is the nature of this task" if task.group == "structured" else ""
         text = listed(f"{len(alike)} picture(s) of {part} look like one of {before}{design}", names)
         yield Remark("near-duplicate", text, names)
@@ -118,7 +120,8 @@ def _copies_of(
 
 def strange_names(folder: Path) -> tuple[Remark, ...]:
     """File names that are no UTF-8, and folders that cannot be listed."""
-    strange, closed = [], []
+    strange: list[str] = []
+    closed: list[OSError] = []
     for place, folders, files in os.walk(folder, onerror=closed.append):
         strange += [os.path.join(place, name) for name in (*folders, *files) if not _is_unicode(name)]  # noqa: PTH118
     remarks = []
