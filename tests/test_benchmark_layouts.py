@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from miniatures.community import write_community
@@ -16,6 +21,7 @@ from viapt.data.benchmarks import TASKS, find_task
 from viapt.data.benchmarks.cifar import read_cifar
 from viapt.data.benchmarks.layouts import LAYOUTS, layout_named
 from viapt.data.benchmarks.loading import listing_hash, load_benchmark
+from viapt.data.benchmarks.pickled import read_pickled
 from viapt.errors import DataError
 
 VTAB = [name for name in TASKS if name.startswith("vtab-1k/")]
@@ -143,6 +149,22 @@ def test_pickles_are_not_executed(tmp_path):
             read_cifar(folder)
 
 
+@given(st.lists(st.tuples(st.integers(0, 3600), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 3600))
+def test_flipped_bytes_of_a_pickle_give_a_dictionary_or_an_error(flips, end):
+    good = python2_pickle({"labels": [1, 2], "names": ["a", "b"], "data": bytes(3072)})
+    bad = bytearray(good)
+    for place, value in flips:
+        bad[place % len(bad)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "batch"
+        path.write_bytes(good)
+        assert read_pickled(path, 10_000)["labels"] == [1, 2]
+        for content in (bytes(bad), good[:end]):
+            path.write_bytes(content)
+            with contextlib.suppress(DataError):
+                assert isinstance(read_pickled(path, 10_000), dict)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -218,7 +240,7 @@ def test_the_first_layout_that_is_complete_is_taken(tmp_path):
     WRITERS["svhn"](tmp_path / "svhn_original")
     folder = write_community(tmp_path, task)
     (folder / "test.txt").unlink()
-    with pytest.raises(DataError, match="test.txt missing"):
+    with pytest.raises(DataError, match=r"test\.txt missing"):
         load_benchmark(task, tmp_path)
     shutil.move(tmp_path / "svhn_original" / "svhn", tmp_path / "SVHN")
     assert load_benchmark(task, tmp_path).layout == "torchvision"

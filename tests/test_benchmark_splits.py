@@ -141,7 +141,7 @@ def test_parts_are_disjoint_within_bounds_and_stable(name, sizes, classes, track
         return
     seen = set()
     for origin, indices in parts.values():
-        assert len(indices) and 0 <= indices.min() and indices.max() < len(pools[origin].labels)
+        assert len(indices) and indices.min() >= 0 and indices.max() < len(pools[origin].labels)
         own = {(origin, index) for index in indices.tolist()}
         assert len(own) == len(indices) and not own & seen
         seen |= own
@@ -186,8 +186,10 @@ def test_what_cannot_be_cut():
 
 @pytest.mark.parametrize(
     ("depth", "label"),
-    [(0.001, 0), (7.999, 0), (8.0, 0), (8.001, 1), (8.5, 1), (8.51, 2), (9.0, 2), (9.4, 3), (9.5, 3), (9.99, 4)]
-    + [(10.0, 4), (10.001, 5), (14.2, 5), (8.0000000001, 0)],
+    [
+        *((0.001, 0), (7.999, 0), (8.0, 0), (8.001, 1), (8.5, 1), (8.51, 2), (9.0, 2), (9.4, 3), (9.5, 3), (9.99, 4)),
+        *((10.0, 4), (10.001, 5), (14.2, 5), (8.0000000001, 0)),
+    ],
 )
 def test_clevr_distance(depth, label):
     assert rules.clevr_distance([40.0, depth, 50.0]) == label

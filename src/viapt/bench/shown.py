@@ -69,9 +69,13 @@ def remarks(records: Iterable[dict[str, Any]]) -> list[str]:
         if len(kinds) > 1:
             found.append(f"The numbers were made with {len(kinds)} {what}.")
     for task in sorted({record["task"] for record in records}):
-        data = {(record["data_hash"], record["job"]["split_hash"]) for record in records if record["task"] == task}
-        if len(data) > 1:
-            found.append(f"The numbers of {task} were made on {len(data)} different data sets or splits.")
+        own = [record for record in records if record["task"] == task]
+        data = {(record["data_hash"], record["job"]["split_hash"]) for record in own}
+        contents = {
+            record["benchmark"]["contents"]["test"] for record in own if "benchmark" in record and record["test"]
+        }
+        if (count := max(len(data), len(contents))) > 1:
+            found.append(f"The numbers of {task} were made on {count} different data sets or splits.")
     facts = {record["task"]: record["benchmark"] for record in records if "benchmark" in record}
     for task, data in sorted(facts.items()):
         if data["own_split"] or data["unexpected"]:

@@ -137,7 +137,9 @@ class _Machine:
         return taken
 
     def marked(self) -> list[Any]:
-        start = next(i for i in range(len(self.stack) - 1, -1, -1) if self.stack[i] is MARK)
+        start = next((i for i in range(len(self.stack) - 1, -1, -1) if self.stack[i] is MARK), None)
+        if start is None:
+            raise IndexError("no mark")
         taken = self.stack[start + 1 :]
         del self.stack[start:]
         return taken
