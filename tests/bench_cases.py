@@ -15,6 +15,7 @@ from viapt.bench.plan import Plan, make_plan
 from viapt.bench.protocol import Protocol
 from viapt.bench.runner import Progress, run
 from viapt.data import packaged as suite
+from viapt.data.task import content_hash
 
 SMALL = {"image_size": 32, "train": 40, "val": 20, "test": 30, "epochs": 1, "batch_size": 20, "precision": "float32"}
 VIAPT = {"num_prompts": 3, "num_instance_prompts": 1, "kept_dim": 4, "calibration_steps": 1}
@@ -32,7 +33,8 @@ def write_suite(cache: Path, names: tuple[str, ...] = ("elpv", "silhouettes")) -
         labels = np.arange(120) % len(recipe.classes)
         images = (20 * labels[:, None, None] + rng.integers(0, 40, (120, 16, 16))).astype(np.uint8)
         path = cache / f"task-{name}.safetensors"
-        suite._write_cached(path, f"{package.name} {package.version}", suite.Content(images, labels))
+        content = suite.Content(images, labels)
+        suite._write_cached(path, f"{package.name} {package.version}", content, content_hash(content))
 
 
 def small_world(root: Path) -> str:
