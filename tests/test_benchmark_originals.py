@@ -64,6 +64,25 @@ def published_order(keys: list[str], part: str) -> list[str]:
     return sorted(keys, key=lambda key: int(hashlib.md5(part.encode() + key.encode()).hexdigest(), 16))
 
 
+# Where releases are found
+
+
+@pytest.mark.parametrize(
+    ("write", "layout", "task", "folder"),
+    [
+        (fine_grained.nabirds, "nabirds", "fgvc/nabirds", "nabirds"),
+        (fine_grained.cars, "cars", "fgvc/stanford-cars", "stanford_cars"),
+        (originals.dmlab, "dmlab", "vtab-1k/dmlab", "dmlab"),
+        (originals.resisc45, "resisc45", "vtab-1k/resisc45", "resisc45"),
+    ],
+)
+def test_an_archive_unpacked_into_a_folder_of_its_name(
+    tmp_path: Path, write, layout: str, task: str, folder: str
+) -> None:
+    write(tmp_path / folder)
+    assert read(tmp_path, layout, task)["test"].items
+
+
 # Birds, dogs, cars
 
 

@@ -141,7 +141,8 @@ def test_a_truncated_archive(tmp_path: Path) -> None:
     path = tmp_path / "dmlab.zip"
     path.write_bytes(buffer.getvalue())
     (diagnosis,) = check(tmp_path)
-    assert (diagnosis.state, diagnosis.problems, diagnosis.next_step) == ("missing", (), f"unpack {path}")
+    step = f"viapt data extract {path} --to {tmp_path / 'dmlab'}"
+    assert (diagnosis.state, diagnosis.problems, diagnosis.next_step) == ("missing", (), step)
     path.write_bytes(buffer.getvalue()[:-30])
     (diagnosis,) = check(tmp_path)
     assert diagnosis.state == "missing"

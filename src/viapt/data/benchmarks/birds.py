@@ -29,8 +29,7 @@ class Cub(Release):
     hierarchical: ClassVar[bool] = False
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = self.folder(root, task)
-        return Finding(self.name) if folder is None else Finding(self.name, folder, missing_in(folder, CONTENT))
+        return self.nearest(root, task, lambda folder: missing_in(folder, CONTENT))
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         items, classes = read_birds(folder, hierarchical=self.hierarchical)

@@ -33,18 +33,19 @@ class Cars(Release):
     name = "cars"
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = self.folder(root, task)
-        if folder is None:
-            return Finding(self.name)
-        if (folder / ALL_ANNOTATIONS).is_file():
-            return Finding(self.name, folder, missing_in(folder, ["car_ims"]))
-        missing = missing_in(folder, [TRAIN_ANNOTATIONS, META, "cars_train", "cars_test"])
-        tests = missing_in(folder, TEST_ANNOTATIONS)
-        return Finding(self.name, folder, missing + (tests[:1] if len(tests) == len(TEST_ANNOTATIONS) else ()))
+        return self.nearest(root, task, _missing)
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         items, classes = read_cars(folder)
         return by_part(items, classes, folder, f"{task.title}, original release")
+
+
+def _missing(folder: Path) -> tuple[str, ...]:
+    if (folder / ALL_ANNOTATIONS).is_file():
+        return missing_in(folder, ["car_ims"])
+    missing = missing_in(folder, [TRAIN_ANNOTATIONS, META, "cars_train", "cars_test"])
+    tests = missing_in(folder, TEST_ANNOTATIONS)
+    return missing + (tests[:1] if len(tests) == len(TEST_ANNOTATIONS) else ())
 
 
 def read_cars(root: Path) -> tuple[list[Item], tuple[str, ...]]:

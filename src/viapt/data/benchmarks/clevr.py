@@ -32,11 +32,8 @@ class Clevr(Release):
     name = "clevr"
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = self.folder(root, task)
-        if folder is None:
-            return Finding(self.name)
         names = [name for part in PARTS for name in (f"images/{part}", SCENES.format(part))]
-        return Finding(self.name, folder, missing_in(folder, names))
+        return self.nearest(root, task, lambda folder: missing_in(folder, names))
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         counting = task.name.endswith("count")

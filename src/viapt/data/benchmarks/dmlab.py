@@ -29,11 +29,7 @@ class Dmlab(Release):
     name = "dmlab"
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = self.folder(root, task)
-        if folder is None:
-            return Finding(self.name)
-        missing = [name for file in FILES.values() for name in _missing(folder, file)]
-        return Finding(self.name, folder, tuple(missing))
+        return self.nearest(root, task, _missing)
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         items = [item for part in FILES for item in _read(folder, part)]
@@ -62,7 +58,11 @@ def _shards(folder: Path, file: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"{file}*") if path.is_file())
 
 
-def _missing(folder: Path, file: str) -> list[str]:
+def _missing(folder: Path) -> tuple[str, ...]:
+    return tuple(name for file in FILES.values() for name in _missing_shards(folder, file))
+
+
+def _missing_shards(folder: Path, file: str) -> list[str]:
     shards = _shards(folder, file)
     if not shards:
         return [file]

@@ -175,7 +175,8 @@ def _how_to_get(task: BenchmarkTask, root: Path) -> tuple[tuple[Remark, ...], st
             list_members(archive)
     except DataError as error:
         return (Remark("archive", _in_words(error)),), error.remedy or f"get {archive.name} again, from {task.source}"
-    return (), f"unpack {archive}"
+    folder = root / task.name.partition("/")[2]
+    return (), f"unpack {archive}" if folder.exists() else f"viapt data extract {archive} --to {folder}"
 
 
 def _archives(task: BenchmarkTask, root: Path) -> Iterator[Path]:

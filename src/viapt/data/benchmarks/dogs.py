@@ -28,15 +28,15 @@ class Dogs(Release):
     name = "dogs"
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = self.folder(root, task)
-        if folder is None:
-            return Finding(self.name)
-        missing = missing_in(folder, ["Images"]) + missing_in(list_folder(folder), LISTS.values())
-        return Finding(self.name, folder, missing)
+        return self.nearest(root, task, _missing)
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         items, classes = read_dogs(folder)
         return by_part(items, classes, folder / "Images", f"{task.title}, original release")
+
+
+def _missing(folder: Path) -> tuple[str, ...]:
+    return missing_in(folder, ["Images"]) + missing_in(list_folder(folder), LISTS.values())
 
 
 def list_folder(root: Path) -> Path:

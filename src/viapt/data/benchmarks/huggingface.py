@@ -69,11 +69,7 @@ class HuggingFace(Release):
     own_order: ClassVar[bool] = False
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = self.folder(root, task)
-        if folder is None:
-            return Finding(self.name)
-        there = any((folder / mark).is_file() for mark in MARKS)
-        return Finding(self.name, folder, () if there else (" or ".join(MARKS),))
+        return self.nearest(root, task, _missing)
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         splits = _load(folder)
@@ -89,6 +85,10 @@ class HuggingFace(Release):
                 remedy="save them with save_to_disk under these names",
             )
         return {part: _source(named[part], part, task) for part in needed}
+
+
+def _missing(folder: Path) -> tuple[str, ...]:
+    return () if any((folder / mark).is_file() for mark in MARKS) else (" or ".join(MARKS),)
 
 
 def _source(split: Any, part: str, task: BenchmarkTask) -> ImageSource:

@@ -35,17 +35,17 @@ class Kitti(Release):
     name = "kitti"
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = self.folder(root, task)
-        if folder is None:
-            return Finding(self.name)
-        missing = missing_in(folder, (IMAGES, LABELS))
-        files = [f"{mapping}/{name}" for mapping in MAPPINGS[:1] for name in (NUMBERS, VIDEOS)]
-        return Finding(self.name, folder, missing + (() if _mapping(folder) else tuple(files)))
+        return self.nearest(root, task, _missing)
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         items = read_kitti(folder)
         classes = tuple(str(number) for number in range(len(KITTI_DISTANCES)))
         return by_part(items, classes, folder / IMAGES, f"{task.title}, original release")
+
+
+def _missing(folder: Path) -> tuple[str, ...]:
+    mapping = () if _mapping(folder) else (f"{MAPPINGS[0]}/{NUMBERS}", f"{MAPPINGS[0]}/{VIDEOS}")
+    return missing_in(folder, (IMAGES, LABELS)) + mapping
 
 
 def read_kitti(folder: Path) -> list[Item]:

@@ -93,9 +93,14 @@ class Layout(ABC):
             DataError: it is not there, or not as it should be.
         """
 
-    def folder(self, root: Path, task: BenchmarkTask) -> Path | None:
-        """The first folder below `root` that has a name of this layout for this task, and is there."""
-        return next((path for path in candidates(root, task, self.name) if path.exists()), None)
+    def nearest(self, root: Path, task: BenchmarkTask, missing: Callable[[Path], tuple[str, ...]]) -> Finding:
+        """Of the folders that have a name of this layout for this task, the first that lacks the least.
+
+        An archive that was unpacked into a folder of its own name has one such folder within another.
+        """
+        folders = [path for path in candidates(root, task, self.name) if path.is_dir()]
+        findings = [Finding(self.name, folder, missing(folder)) for folder in folders]
+        return min(findings, key=lambda finding: len(finding.missing), default=Finding(self.name))
 
     def found(self, root: Path, task: BenchmarkTask) -> Path:
         """The folder of a complete finding.

@@ -43,11 +43,7 @@ class SmallNorb(Layout):
     name = "smallnorb"
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = self.folder(root, task)
-        if folder is None:
-            return Finding(self.name)
-        files = [path for part in FILES for path in part_files(folder, part).values()]
-        return Finding(self.name, folder, tuple(path.name for path in files if not path.exists()))
+        return self.nearest(root, task, _missing)
 
     def read(self, root: Path, task: BenchmarkTask) -> Parts:
         folder = self.found(root, task)
@@ -67,6 +63,11 @@ class Header(NamedTuple):
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
+
+
+def _missing(folder: Path) -> tuple[str, ...]:
+    files = [path for part in FILES for path in part_files(folder, part).values()]
+    return tuple(path.name for path in files if not path.exists())
 
 
 def part_files(root: Path, part: str) -> dict[str, Path]:

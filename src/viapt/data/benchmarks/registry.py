@@ -105,7 +105,8 @@ _TASKS = (
     BenchmarkTask("vtab-1k/resisc45", "resisc45", 45, _vtab(6300), "vtab-60-20-20", group=SPEC,
                   community=("resisc45",)),
     BenchmarkTask("vtab-1k/retinopathy", "retinopathy", 5, _vtab(42_670), "vtab-val", "grade of the disease, 0 to 4",
-                  SPEC, ("diabetic_retinopathy",), notes="Kaggle's photos are not VTAB's, which are normalised (btgraham-300) and exist in converted form only."),
+                  SPEC, ("diabetic_retinopathy",),
+                  notes="Kaggle's photos are not VTAB's: those of btgraham-300 exist converted only."),
     # VTAB-1k, structured
     BenchmarkTask("vtab-1k/clevr-count", "clevr", 8, _vtab(15_000), "vtab-clevr", COUNT, STRUCT, ("clevr_count",)),
     BenchmarkTask("vtab-1k/clevr-distance", "clevr", 6, _vtab(15_000), "vtab-clevr", DISTANCE, STRUCT, ("clevr_dist",)),

@@ -26,22 +26,25 @@ class Resisc45(Release):
     name = "resisc45"
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        found = self.folder(root, task)
-        if found is None:
-            packed = next(
-                (path for path in candidates(root, task, self.name) if path.with_suffix(".rar").exists()), None
-            )
-            if packed is None:
-                return Finding(self.name)
-            return Finding(self.name, packed.parent, (f"{FOLDER} (only {packed.stem}.rar is there: unpack it)",))
-        if found.is_dir() and not any(path.is_dir() for path in found.iterdir()):
-            return Finding(self.name, found, ("folders of classes",))
-        return Finding(self.name, found)
+        archive = next((path for path in candidates(root, task, self.name) if path.is_file()), None)
+        finding = self.nearest(root, task, _missing)
+        if archive is not None and not finding.complete:
+            return Finding(self.name, archive)
+        rar = next((path for path in candidates(root, task, self.name) if path.with_suffix(".rar").exists()), None)
+        if rar is not None and finding.where is None:
+            return Finding(self.name, rar.parent, (f"{FOLDER} (only {rar.stem}.rar is there: unpack it)",))
+        return finding
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         items, classes = read_resisc45(folder)
         form = "zip archive" if folder.is_file() else "original release"
         return by_part(items, classes, None if folder.is_file() else folder, f"{task.title}, {form}")
+
+
+def _missing(folder: Path) -> tuple[str, ...]:
+    """A folder that holds nothing but the release's own folder is not it."""
+    inner = {path.name for path in folder.iterdir() if path.is_dir()}
+    return ("folders of classes",) if inner <= {FOLDER} else ()
 
 
 def read_resisc45(path: Path) -> tuple[list[Item], tuple[str, ...]]:

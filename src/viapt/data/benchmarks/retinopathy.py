@@ -32,8 +32,7 @@ class Retinopathy(Release):
     name = "retinopathy"
 
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
-        folder = self.folder(root, task)
-        return Finding(self.name) if folder is None else Finding(self.name, folder, missing_in(folder, CONTENT))
+        return self.nearest(root, task, lambda folder: missing_in(folder, CONTENT))
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         items = _read(folder, TRAIN_TABLE, "train") + _read(folder, TEST_TABLE, "test")
