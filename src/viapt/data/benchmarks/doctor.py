@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from viapt.data.benchmarks.archives import SUFFIXES, list_members
@@ -66,18 +67,18 @@ def check_task(task: BenchmarkTask, root: Path, progress: Progress) -> Diagnosis
     if finding is None or finding.where is None:
         damaged, step = _how_to_get(task, root)
         return Diagnosis(task.name, MISSING, problems=(*refused, *damaged), next_step=step)
-    known = {"layout": finding.layout, "folder": str(finding.where)}
+    known = Diagnosis(task.name, PARTLY, finding.layout, str(finding.where))
     names = (*(strange_names(finding.where) if finding.where.is_dir() else ()), *refused)
     if finding.missing:
         problem = Remark("missing-file", listed("missing in the folder", finding.missing), finding.missing)
         step = "unpack its archive again, to the end"
-        return Diagnosis(task.name, PARTLY, **known, problems=(problem,), warnings=names, next_step=step)
+        return replace(known, problems=(problem,), warnings=names, next_step=step)
     try:
         parts = layout_named(finding.layout).read(root, task)
     except ViaptError as error:
         step = error.remedy or f"get it again, from {task.source}"
         problem = Remark("unreadable-data", _in_words(error))
-        return Diagnosis(task.name, PARTLY, **known, problems=(problem,), warnings=names, next_step=step)
+        return replace(known, problems=(problem,), warnings=names, next_step=step)
     return _examined(task, parts, finding, known, names, progress)
 
 
@@ -109,7 +110,7 @@ def _examined(
     task: BenchmarkTask,
     parts: Parts,
     finding: Finding,
-    known: dict[str, str],
+    known: Diagnosis,
     names: tuple[Remark, ...],
     progress: Progress,
 ) -> Diagnosis:
@@ -131,10 +132,13 @@ def _examined(
         *copies(task, parts, pictures),
         *unkept,
     ]
-    step = _next_step(task, problems)
-    state = PARTLY if problems else FOUND
-    return Diagnosis(
-        task.name, state, **known, parts=checks, problems=tuple(problems), warnings=tuple(warnings), next_step=step
+    return replace(
+        known,
+        state=PARTLY if problems else FOUND,
+        parts=checks,
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+        next_step=_next_step(task, problems),
     )
 
 

@@ -28,7 +28,7 @@ ROWS = 1024  # of the table of distances that is held at once
 class Alike(NamedTuple):
     """The picture among the known ones that looks most like one of the others."""
 
-    index: int
+    other: int
     known: int
     distance: int
 
@@ -38,7 +38,7 @@ def appearance(image: Image.Image) -> bytes:
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float32)
     if grey.std() < FLAT:
         return b""
-    low = dctn(grey, norm="ortho")[:KEPT, :KEPT].ravel()[1:]
+    low = np.asarray(dctn(grey, norm="ortho"))[:KEPT, :KEPT].ravel()[1:]
     return np.packbits(low > np.median(low)).tobytes()
 
 

@@ -112,7 +112,7 @@ def _copies_of(
     others = [picture.appearance if picture.content not in contents else b"" for picture in pictures]
     alike = find_alike(others, [picture.appearance for *_, picture in known])
     if alike:
-        names = tuple(f"{name((part, pair.index))} ~ {name(known[pair.known][:2])}" for pair in alike)
+        names = tuple(f"{name((part, pair.other))} ~ {name(known[pair.known][:2])}" for pair in alike)
         design = ", which is the nature of this task" if task.group == "structured" else ""
         text = listed(f"{len(alike)} picture(s) of {part} look like one of {before}{design}", names)
         yield Remark("near-duplicate", text, names)
