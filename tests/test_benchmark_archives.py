@@ -209,12 +209,16 @@ def test_any_names_are_unpacked_inside_or_refused(
         assert sorted(content(folder / "out").values()) == sorted(files.values())
 
 
-def test_images_are_read_from_an_archive_in_any_process(tmp_path: Path) -> None:
+def test_images_are_read_from_an_archive_in_any_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = write(tmp_path / "x.zip", FILES)
     with reading(archive) as (_, members):
         images = ZipImages(archive, members)
     assert [images[k][0] for k in range(3)] == list(FILES.values())
     assert pickle.loads(pickle.dumps(images))[1] == images[1]
+    opened = images._zip
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as if it were a forked process, which shares the position
+    assert images[1][0] == FILES["set/deep/b.bin"]
+    assert images._zip is not opened
     with pytest.raises(DataError, match="unpacks to 10,240 bytes"):
         ZipImages(archive, members, max_bytes=10_000)
     with pytest.raises(DataError, match="is a tar archive"), reading(write(tmp_path / "x.tar", FILES)):

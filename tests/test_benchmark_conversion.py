@@ -20,6 +20,7 @@ from viapt.cli import main
 from viapt.data import read_source
 from viapt.data.benchmarks.huggingface import HuggingFaceImages
 from viapt.data.benchmarks.layouts import Parts, layout_named
+from viapt.data.benchmarks.record_order import record_order
 from viapt.data.benchmarks.registry import find_task
 from viapt.data.benchmarks.tfds import BUILDERS, convert
 from viapt.errors import ConfigError, DataError
@@ -56,6 +57,22 @@ def test_slices_of_one_training_part(tmp_path: Path, file_format: str) -> None:
     both = (folder / "train800.txt").read_text() + (folder / "val200.txt").read_text()
     assert (folder / "train800val200.txt").read_text() == both
     assert both.splitlines()[-1] == "images/val200/000039.jpg 39"
+
+
+def test_a_cache_that_tensorflow_datasets_wrote(tmp_path: Path) -> None:
+    """By its version 4.9.10, see recorded/make.py: also its order is the one that original files lead to."""
+    folder = convert("vtab-1k/svhn", Path(__file__).parent / "recorded", tmp_path)
+    parts = layout_named("community").read(tmp_path, find_task("vtab-1k/svhn"))
+    grey = {
+        part: [source.read(index).getpixel((0, 0)) for index in range(len(source))] for part, source in parts.items()
+    }
+    order = record_order("svhn", "train", [""] * 40)
+    assert order is not None
+    assert grey["train"] + grey["val"] == [(k, k, k) for k in order.tolist()]
+    for part, source in parts.items():
+        assert [item.label for item in source.items] == [pixel[0] % 10 for pixel in grey[part]]
+    assert sorted(grey["test"]) == [(k, k, k) for k in range(6)]
+    assert len((folder / "val200.txt").read_text().splitlines()) == 4
 
 
 def test_slices_beyond_800(tmp_path: Path) -> None:
