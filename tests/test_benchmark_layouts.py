@@ -143,6 +143,9 @@ def test_pickles_are_not_executed(tmp_path):
     good = (folder / "train").read_bytes()
     attack = pickle.dumps({"data": Attack(), "fine_labels": [1]}, protocol=2)
     extension = pickle.dumps({"data": {1, 2}}, protocol=4)
+    (folder / "train").write_bytes(attack)
+    with pytest.raises(DataError, match="a call of posix system"):
+        read_cifar(folder)
     for bad in (attack, extension, good[:-10], good[:50], b"", b"no pickle", python2_pickle({"data": b"1234"})):
         (folder / "train").write_bytes(bad)
         with pytest.raises(DataError, match=r"cifar-100-python.train (is damaged|holds)"):
