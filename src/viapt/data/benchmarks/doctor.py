@@ -76,7 +76,7 @@ def check_task(task: BenchmarkTask, root: Path, progress: Progress) -> Diagnosis
     try:
         parts = layout_named(finding.layout).read(root, task)
     except ViaptError as error:
-        step = error.remedy or f"get it again, from {task.source}"
+        step = error.remedy or f"get it again; source: {task.source}"
         problem = Remark("unreadable-data", _in_words(error))
         return replace(known, problems=(problem,), warnings=names, next_step=step)
     return _examined(task, parts, finding, known, names, progress)
@@ -172,13 +172,15 @@ def _how_to_get(task: BenchmarkTask, root: Path) -> tuple[tuple[Remark, ...], st
     packed = [path for path in _archives(task, root) if path.is_file()]
     if not packed:
         names = " or ".join(f"{names[0]} ({layout})" for layout, names in task.layouts.items())
-        return (), f"put it into {root} as {names}, from {task.source}"
+        return (), f"put it into {root} as {names}; source: {task.source}"
     archive = packed[0]
     try:
         if archive.suffix == ".zip" or archive.stat().st_size < LOOKED_THROUGH:
             list_members(archive)
     except DataError as error:
-        return (Remark("archive", _in_words(error)),), error.remedy or f"get {archive.name} again, from {task.source}"
+        return (
+            Remark("archive", _in_words(error)),
+        ), error.remedy or f"get {archive.name} again; source: {task.source}"
     folder = root / task.name.partition("/")[2]
     return (), f"unpack {archive}" if folder.exists() else f"viapt data extract {archive} --to {folder}"
 
@@ -193,10 +195,10 @@ def _archives(task: BenchmarkTask, root: Path) -> Iterator[Path]:
 def _next_step(task: BenchmarkTask, problems: Sequence[Remark]) -> str:
     kinds = {problem.kind for problem in problems}
     if "unreadable" in kinds:
-        return f"put these files there again, from the archive or from {task.source}"
+        return f"put these files there again, from the archive; source: {task.source}"
     if kinds & {"count", "class-count", "classes"}:
-        return f"this copy is cut short, or of another release: get it again, from {task.source}"
-    return f"its labels are wrong: get them again, from {task.source}" if kinds else ""
+        return f"this copy is cut short, or of another release: get it again; source: {task.source}"
+    return f"its labels are wrong: get them again; source: {task.source}" if kinds else ""
 
 
 def _in_words(error: ViaptError) -> str:
