@@ -38,6 +38,7 @@ JOB = Job(
     seed=0,
     code="1-2",
     versions={"torch": "2"},
+    suite={"name": "vtab-1k", "train_on": ["train", "val"]},
 )
 CELL = Cell("viapt", "elpv", 0)
 DONE = Outcome(record={"val": {"accuracy": 0.5}})
@@ -54,7 +55,9 @@ def test_everything_in_a_job_is_in_its_key():
     for name, value in vars(JOB).items():
         keys.add(replace(JOB, **{name: changed(value) if isinstance(value, dict) else other[type(value)]}).key)
     assert len(keys) == 1 + len(vars(JOB))
-    assert Job(**json.loads(json.dumps(JOB.to_dict()))).key == JOB.key  # as it travels to other processes
+    for job in (JOB, replace(JOB, suite=None)):
+        assert Job(**json.loads(json.dumps(job.to_dict()))).key == job.key  # as it travels to other processes
+    assert "suite" not in replace(JOB, suite=None).to_dict()  # packaged tasks keep the keys that they had
 
 
 def test_what_is_settled_stays(tmp_path):

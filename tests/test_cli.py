@@ -75,7 +75,7 @@ def test_help_imports_nothing_heavy():
     "command",
     [
         *("demo", "fit", "evaluate", "predict", "inspect", "data", "data list", "data fetch"),
-        *("bench", "bench run", "bench show", "bench export"),
+        *("data show", "data check", "bench", "bench run", "bench suite", "bench show", "bench export"),
     ],
 )
 def test_every_command_has_help(command, run):

@@ -16,25 +16,22 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Int64
 
 from viapt.backbones.base import Preprocessing
 from viapt.bench.measuring import measure, measure_policies
-from viapt.bench.provenance import CODE, versions
+from viapt.bench.provenance import CODE, code_for, versions
+from viapt.bench.task_data import TaskData, preprocessing_under, task_data
 from viapt.caching import Cache, chosen
 from viapt.create import create_model
-from viapt.data import ImageDataset, read_source
-from viapt.data.packaged import PackagedTask, load_task, split
+from viapt.data import ImageDataset
+from viapt.data.dataset import CACHE_BYTES
 from viapt.data.transforms import eval_transform, train_transform
 from viapt.device import default_device, describe_device, peak_memory_mib
 from viapt.errors import DataError, TrainingError, ViaptError
 from viapt.evaluation import LabelledImages
 from viapt.model import PromptedClassifier
 from viapt.training import fit
-
-PARTS = "train", "val", "test"
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Job:
         images: how many were asked for, by part.
         training: keyword arguments of `fit`, `seed` left out.
         rounds, draws: see `Protocol`.
+        suite: of a benchmark task, what its protocol decides: parts that train, normalisation, resizing.
         code: see `viapt.bench.provenance`.
     """
 
@@ -73,10 +71,12 @@ class Job:
     seed: int
     code: str
     versions: dict[str, str]
+    suite: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain JSON types; what only benchmark tasks have is left out elsewhere."""
+        values = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in values.items() if name != "suite" or value is not None}
 
     @property
     def key(self) -> str:
@@ -112,9 +112,8 @@ def measured(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     device = default_device()
     check_place(job)
-    task = load_task(job.task)
-    indices = parts_of(task, job.images, job.split_seed)
-    check_data(job, task, indices)
+    task = task_data(job.task, job.images, job.split_seed)
+    check_data(job, task)
     with warnings.catch_warnings(record=True) as remarks:
         model = create_model(
             job.backbone,
@@ -126,7 +125,8 @@ def measured(job: Job) -> dict[str, Any]:
             seed=job.seed,
             **job.options,
         )
-        data = data_sets(task, indices, model.backbone.preprocessing, job)
+        preprocessing = preprocessing_under(model.backbone.preprocessing, job.suite)
+        data = data_sets(task, preprocessing, job)
         cache = cache_for(model, data["train"])
         in_training = data["val"] if job.training["selection"] == "best-val" else None
         history = fit(model, data["train"], in_training, **job.training, seed=job.seed, cache=cache, progress=False)
@@ -135,12 +135,12 @@ def measured(job: Job) -> dict[str, Any]:
         policies = measure_policies(model, last, job.rounds, job.draws) if job.rounds else []
     learnable = sum(tensor.numel() for tensor in model.learnable().values())
     head = sum(tensor.numel() for tensor in model.head.parameters())
-    preprocessing = model.backbone.preprocessing.to_dict()
+    prepared = preprocessing.to_dict()
     return {
         "job": job.to_dict(),
-        "val_accuracy": found["val"]["accuracy"],
+        "val_accuracy": found["val"]["accuracy"] if "val" in found else None,
         "test_accuracy": found["test"]["accuracy"] if "test" in found else None,
-        "val": found["val"],
+        "val": found.get("val"),
         "test": found.get("test"),
         "policies": policies,
         "train_loss": history.epochs[-1].train_loss,
@@ -151,10 +151,11 @@ def measured(job: Job) -> dict[str, Any]:
         "seconds": history.seconds,
         "job_seconds": time.perf_counter() - started,
         "peak_memory_mib": peak_memory_mib(device),
-        "data_hash": task.content_hash,
+        "data_hash": task.data_hash,
         "data_source": task.source,
-        "normalisation": {name: preprocessing.pop(name) for name in ("mean", "std")},
-        "transforms": preprocessing | {"augmentation": job.augmentation},
+        **({"benchmark": task.facts | {"contents": contents(data)}} if job.suite else {}),
+        "normalisation": {name: prepared.pop(name) for name in ("mean", "std")},
+        "transforms": prepared | {"augmentation": job.augmentation},
         "optimizer": {name: history.protocol[name] for name in ("optimizer", "schedule")},
         "viapt": version("viapt"),
         "device": describe_device(device),
@@ -169,7 +170,10 @@ def check_place(job: Job) -> None:
     Raises:
         TrainingError: saying what differs.
     """
-    here: dict[str, Any] = {"code": CODE.get(job.method), "device": default_device().type} | versions()
+    here: dict[str, Any] = {
+        "code": code_for(job.method, job.task) if job.method in CODE else None,
+        "device": default_device().type,
+    } | versions()
     wanted: dict[str, Any] = {"code": job.code, "device": job.device} | job.versions
     wrong = [f"{name} {here[name]}, planned with {wanted[name]}" for name in wanted if here.get(name) != wanted[name]]
     if wrong:
@@ -180,30 +184,13 @@ def check_place(job: Job) -> None:
         )
 
 
-def parts_of(
-    task: PackagedTask, images: Mapping[str, int], split_seed: int
-) -> dict[str, Int64[np.ndarray, " indices"]]:
-    """Indices of the three parts of a task.
-
-    Raises:
-        ConfigError: the task is smaller.
-    """
-    return split(task, images["train"], images["val"], images["test"], split_seed)
-
-
-def hash_of(indices: Mapping[str, Int64[np.ndarray, " indices"]]) -> str:
-    """SHA-256 of a split, in hex."""
-    listed = {part: indices[part].tolist() for part in PARTS}
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-
-def check_data(job: Job, task: PackagedTask, indices: Mapping[str, Int64[np.ndarray, " indices"]]) -> None:
+def check_data(job: Job, task: TaskData) -> None:
     """Refuse other data than planned.
 
     Raises:
         DataError: pictures, labels or their parts differ.
     """
-    found = {"data": (task.content_hash, job.data_hash), "split": (hash_of(indices), job.split_hash)}
+    found = {"data": (task.data_hash, job.data_hash), "split": (task.split_hash, job.split_hash)}
     for what, (here, planned) in found.items():
         if here != planned:
             raise DataError(
@@ -212,19 +199,27 @@ def check_data(job: Job, task: PackagedTask, indices: Mapping[str, Int64[np.ndar
             )
 
 
-def data_sets(
-    task: PackagedTask, indices: Mapping[str, Any], preprocessing: Preprocessing, job: Job
-) -> dict[str, ImageDataset]:
-    """The parts that the job reads: the test part only if it may."""
-    source = read_source((task.images, task.labels), classes=task.classes)
-    evaluated = eval_transform(preprocessing)
-    transforms = {"train": train_transform(preprocessing, job.augmentation), "val": evaluated}
+def data_sets(task: TaskData, preprocessing: Preprocessing, job: Job) -> dict[str, ImageDataset]:
+    """The parts that the job reads: the test part only if it may, the validation part unless it trains.
+
+    The test part of a benchmark task is decoded again whenever it is asked for: it may be larger than memory.
+    """
+    evaluated, trained_on = eval_transform(preprocessing), ("train",)
+    if job.suite:
+        trained_on = tuple(job.suite["train_on"])
+    train = train_transform(preprocessing, job.augmentation)
+    found = {"train": ImageDataset(task.joined(trained_on), train, seed=job.seed)}
+    if "val" not in trained_on:
+        found["val"] = ImageDataset(task.parts["val"], evaluated, seed=job.seed)
     if job.read_test:
-        transforms["test"] = evaluated
-    return {
-        part: ImageDataset(source.select(indices[part].tolist()), transform, seed=job.seed)
-        for part, transform in transforms.items()
-    }
+        kept = 0 if job.suite else CACHE_BYTES
+        found["test"] = ImageDataset(task.parts["test"], evaluated, seed=job.seed, cache_bytes=kept)
+    return found
+
+
+def contents(data: Mapping[str, ImageDataset]) -> dict[str, str]:
+    """Hashes of what was read, by part."""
+    return {part: dataset.content_hash for part, dataset in data.items()}
 
 
 def cache_for(model: PromptedClassifier, train: LabelledImages) -> Cache | None:

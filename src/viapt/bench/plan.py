@@ -13,10 +13,12 @@ from jaxtyping import Int64
 from viapt.backbones import create_backbone
 from viapt.backbones.base import Backbone
 from viapt.bench.entrants import Entrant
-from viapt.bench.jobs import Job, hash_of, parts_of
+from viapt.bench.jobs import Job
 from viapt.bench.protocol import Protocol
-from viapt.bench.provenance import CODE, versions
+from viapt.bench.provenance import code_for, versions
 from viapt.bench.search import corners, space_of
+from viapt.bench.task_data import benchmark_data, hash_of, is_benchmark, parts_of
+from viapt.data.benchmarks import find_task
 from viapt.data.packaged import PackagedTask, list_tasks, load_task
 from viapt.device import default_device
 from viapt.errors import ConfigError, DataError, FetchError, ViaptError, did_you_mean
@@ -55,11 +57,12 @@ class Problems:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What a plan keeps of a task, its pictures left behind."""
+    """What a plan keeps of a task, its pictures left behind; of a benchmark task how many its parts have."""
 
     name: str
     data_hash: str
     split_hash: str
+    images: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Plan:
             data_hash=task.data_hash,
             split_hash=task.split_hash,
             split_seed=protocol.split_seed,
-            images={"train": protocol.train, "val": protocol.val, "test": protocol.test},
+            images=task.images or {"train": protocol.train, "val": protocol.val, "test": protocol.test},
             backbone=protocol.backbone,
             weights=protocol.weights,
             fingerprint=self.backbone.fingerprint,
@@ -106,8 +109,9 @@ class Plan:
             rounds=protocol.rounds,
             draws=protocol.draws,
             seed=seed,
-            code=CODE[entrant.method],
+            code=code_for(entrant.method, task.name),
             versions=versions(),
+            suite=protocol.suite_of(read_test),
         )
 
 
@@ -119,7 +123,10 @@ def training(entrant: Entrant, protocol: Protocol) -> dict[str, Any]:
     """
     values = entrant.training_under(protocol)
     values |= {"epochs": protocol.epochs, "batch_size": protocol.batch_size, "selection": protocol.selection}
-    Recipe(**values, accumulate=1, optimizer="adamw", seed=0)
+    if protocol.suite and protocol.suite["optimizer"] != "adamw":
+        values["optimizer"] = protocol.suite["optimizer"]
+    whole: dict[str, Any] = {"optimizer": "adamw"} | values
+    Recipe(**whole, accumulate=1, seed=0)
     return values
 
 
@@ -133,7 +140,7 @@ def make_plan(
     """Check everything, and load what has to be known: the backbone and the tasks.
 
     Args:
-        tasks: of the packaged suite.
+        tasks: of the packaged suite, or SUITE/NAME.
         problems: found before, to be said together with what is found here.
 
     Raises:
@@ -220,12 +227,22 @@ def look_at(tasks: Sequence[str], protocol: Protocol, problems: Problems) -> tup
         with problems.collected():
             check_task(name)
             try:
-                task = load_task(name)
+                found = benchmark_facts(name) if is_benchmark(name) else load_task(name)
             except (FetchError, DataError, OSError) as error:
                 unavailable[name] = f"{name}: {error}"
                 continue
-            facts.append(facts_of(task, protocol))
+            facts.append(found if isinstance(found, TaskFacts) else facts_of(found, protocol))
     return facts, unavailable
+
+
+def benchmark_facts(name: str) -> TaskFacts:
+    """What a job says of a benchmark task. A class without training images is no error: VTAB-1k has such.
+
+    Raises:
+        DataError: it is not there, or not as it should be.
+    """
+    data = benchmark_data(name)
+    return TaskFacts(name, data.data_hash, data.split_hash, data.images)
 
 
 def check_task(name: str) -> None:
@@ -234,6 +251,9 @@ def check_task(name: str) -> None:
     Raises:
         ConfigError: with the closest name.
     """
+    if is_benchmark(name):
+        find_task(name)
+        return
     known = list_tasks()
     if name not in known:
         raise ConfigError(

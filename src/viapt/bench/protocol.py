@@ -42,6 +42,7 @@ class Protocol:
         trials: points that are tried for each method and task, on validation images; 0: the settings as they are.
         space: what is searched: see `viapt.bench.search`.
         search_seed: of the search and of its trainings.
+        suite: the resolved protocol of a suite of benchmark tasks, see `viapt.bench.suites`; None for packaged tasks.
 
     Raises:
         ConfigError: naming every value that is out of range.
@@ -70,6 +71,7 @@ class Protocol:
     trials: int = 0
     space: dict[str, Any] = field(default_factory=dict)
     search_seed: int = 0
+    suite: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         metrics = get_args(Metric)
@@ -99,6 +101,13 @@ class Protocol:
     def part(self) -> str:
         """Which part the comparison is about: "test" if it is read, else "val"."""
         return "test" if self.read_test else "val"
+
+    def suite_of(self, final: bool) -> dict[str, Any] | None:
+        """What the suite's protocol decides of a training: of a reported one, or of one within a search."""
+        if self.suite is None:
+            return None
+        decided = {name: self.suite[name] for name in ("name", "normalization", "resize")}
+        return decided | {"train_on": self.suite["train_on" if final else "search_on"]}
 
     def image_size_of(self, task: str) -> int:
         """Side in pixels of a task's images."""

@@ -42,7 +42,11 @@ IDLE |= {
     "interruption",
     "__main__",
 }
-DECIDING_IN_BENCH = {"jobs.py", "measuring.py"}
+DECIDING_IN_BENCH = {"jobs.py", "measuring.py", "task_data.py"}
+BENCHMARKS = PACKAGE / "data" / "benchmarks"
+# They look for faults, or say what others found.
+IDLE_IN_BENCHMARKS = {"doctor", "diagnosis", "examined", "manifest", "near_duplicates", "task_checks", "published"}
+IDLE_IN_BENCHMARKS |= {"label_evidence", "class_counts", "tfds", "protocols"}
 
 
 def code_of(path: Path) -> str:
@@ -62,6 +66,8 @@ def counts(path: Path) -> bool:
     room = parts[0].removesuffix(".py")
     if room == "bench":
         return parts[-1] in DECIDING_IN_BENCH
+    if BENCHMARKS in path.parents:
+        return False  # counts for benchmark tasks alone
     if room == "methods":
         return parts[-1] in ("__init__.py", "base.py")
     return room not in IDLE
@@ -94,6 +100,14 @@ def digest(paths: list[Path]) -> str:
 SHARED = digest([path for path in sorted(PACKAGE.rglob("*.py")) if counts(path)])
 CODE = {name: f"{SHARED}-{digest(own_files(name))}" for name in METHODS}
 """By method. Made when this module is imported, with all others: a file that changes later is not what runs."""
+
+BENCHMARK_CODE = digest([path for path in sorted(BENCHMARKS.glob("*.py")) if path.stem not in IDLE_IN_BENCHMARKS])
+"""Of what reads and splits benchmark tasks."""
+
+
+def code_for(method: str, task: str) -> str:
+    """Of a method on a task: readers of benchmark tasks (SUITE/NAME) count for these alone."""
+    return f"{CODE[method]}-{BENCHMARK_CODE}" if "/" in task else CODE[method]
 
 
 def versions() -> dict[str, str]:

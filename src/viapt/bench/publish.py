@@ -16,6 +16,7 @@ from viapt.bench.caveats import caveats
 from viapt.bench.grid import Cost, Grid, arrange, costs
 from viapt.bench.scores import Score
 from viapt.bench.statistics import Ranking, check_reference, compare, mean_over_tasks, rank
+from viapt.bench.suite_tables import suite_tables
 from viapt.bench.tables import Table, accuracy_table, by_mean, comparison_table, cost_table, rank_table
 from viapt.errors import ConfigError
 from viapt.report.plots import Point, accuracy_against_parameters
@@ -58,6 +59,7 @@ def write_report(
     tables += [comparison_table(comparisons, reference, grid)] if comparisons else []
     tables += [rank_table(ranking)] if ranking else []
     tables.append(cost_table(prices, order))
+    tables += suite_tables(grid, protocol or {})
     figures = draw(grid, ranking, prices, order)
     write_pictures(figures, folder)
     write_tables(tables, folder / "tables")

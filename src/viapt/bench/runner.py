@@ -16,7 +16,7 @@ from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job, Outcome
 from viapt.bench.plan import Plan, TaskFacts
 from viapt.bench.protocol import Protocol
-from viapt.bench.search import Point, search, space_of
+from viapt.bench.search import Point, grid, is_grid, search, space_of
 from viapt.bench.store import FILE, Cell, Store
 from viapt.errors import ConfigError, DataError
 
@@ -238,7 +238,8 @@ def searched(plan: Plan, entrant: Entrant, task: TaskFacts) -> Generator[list[St
     """The best point of the search for one method and task."""
     protocol, space = plan.protocol, space_of(entrant, plan.protocol)
     start = entrant.training_under(protocol) | entrant.configuration(plan.backbone)
-    points = search(space, start, protocol.trials, protocol.search_seed)
+    exhaustive = protocol.suite is not None and is_grid(space, protocol.trials)
+    points = grid(space) if exhaustive else search(space, start, protocol.trials, protocol.search_seed)
     value: float | None = None
     for trial in range(protocol.trials + 1):
         try:

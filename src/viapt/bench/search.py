@@ -12,6 +12,7 @@ A range is `{"low": 0.001, "high": 0.1, "log": true}` or `{"choices": [8, 16, 32
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,26 @@ def search(space: Space, start: Point, trials: int, seed: int) -> Generator[Poin
             study.tell(trial, value)
             tried.append((value, dict(trial.params)))
     return max(tried, key=lambda pair: pair[0])[1] if tried else None
+
+
+def grid(space: Space) -> Generator[Point, float | None, Point | None]:
+    """As `search`, but all points of choices, each once; the best is the first of the highest value.
+
+    Choices come in order, so that of equals the smallest learning rate wins, as with VPT.
+    """
+    tried: list[tuple[float, Point]] = []
+    for point in corners({name: {"choices": sorted(values["choices"])} for name, values in space.items()}):
+        value = yield point
+        if value is not None:
+            tried.append((value, point))
+    return max(tried, key=lambda pair: pair[0])[1] if tried else None
+
+
+def is_grid(space: Space, trials: int) -> bool:
+    """Whether the trials are as many as a space of choices has points."""
+    return all("choices" in values for values in space.values()) and trials == math.prod(
+        len(values["choices"]) for values in space.values()
+    )
 
 
 def inside(value: Any, values: Mapping[str, Any] | None) -> bool:

@@ -15,6 +15,7 @@ from viapt.bench.jobs import Outcome
 from viapt.bench.protocol import Protocol
 from viapt.bench.runner import Progress
 from viapt.bench.store import FINAL, Cell, Store
+from viapt.bench.suites import averages, title
 
 
 def summary(store: Store, protocol: Protocol) -> Table:
@@ -24,15 +25,24 @@ def summary(store: Store, protocol: Protocol) -> Table:
     wanted = [*store.open_cells(), *(failure.cell for failure in store.failures())]
     places = [(record["method"], record["task"]) for record in final] + [(cell.method, cell.task) for cell in wanted]
     methods, tasks = (sorted({place[index] for place in places}) for index in (0, 1))
-    table = Table("method", "learnable", *tasks, "mean", box=None, pad_edge=False)
+    headings = averages_of(dict.fromkeys(tasks, 0.0), protocol)
+    table = Table("method", "learnable", *tasks, *headings, box=None, pad_edge=False)
     for method in methods:
         mine = [record for record in final if record["method"] == method]
         values = {task: [r[part][protocol.metric] for r in mine if r["task"] == task] for task in tasks}
-        means = [statistics.mean(found) for found in values.values() if found]
-        whole = f"{100 * statistics.mean(means):.2f}" if len(means) == len(tasks) else ""
+        complete = all(values.values())
+        means = averages_of({task: statistics.mean(found) for task, found in values.items() if found}, protocol)
+        whole = [f"{100 * value:.2f}" for value in means.values()] if complete else [""] * len(headings)
         learnable = sorted({f"{record['learnable_parameters']:,}" for record in mine})
-        table.add_row(method, " or ".join(learnable), *(spread(found) for found in values.values()), whole)
+        table.add_row(method, " or ".join(learnable), *(spread(found) for found in values.values()), *whole)
     return table
+
+
+def averages_of(values: dict[str, float], protocol: Protocol) -> dict[str, float]:
+    """The mean over tasks; for a suite every mean that it has, by names that say over how many tasks they are."""
+    if protocol.suite:
+        return averages(values, protocol.suite["suite"])
+    return {"mean": statistics.mean(values.values())} if values else {}
 
 
 def spread(values: list[float]) -> str:
@@ -59,9 +69,17 @@ def remarks(records: Iterable[dict[str, Any]]) -> list[str]:
         if len(kinds) > 1:
             found.append(f"The numbers were made with {len(kinds)} {what}.")
     for task in sorted({record["task"] for record in records}):
-        data = {(record["data_hash"], record["job"]["split_hash"]) for record in records if record["task"] == task}
-        if len(data) > 1:
-            found.append(f"The numbers of {task} were made on {len(data)} different data sets or splits.")
+        own = [record for record in records if record["task"] == task]
+        data = {(record["data_hash"], record["job"]["split_hash"]) for record in own}
+        contents = {
+            record["benchmark"]["contents"]["test"] for record in own if "benchmark" in record and record["test"]
+        }
+        if (count := max(len(data), len(contents))) > 1:
+            found.append(f"The numbers of {task} were made on {count} different data sets or splits.")
+    facts = {record["task"]: record["benchmark"] for record in records if "benchmark" in record}
+    for task, data in sorted(facts.items()):
+        if data["own_split"] or data["unexpected"]:
+            found.append(f"{task} is not as published: {data['source']}.")
     return found
 
 
@@ -69,9 +87,12 @@ def heading(protocol: Protocol) -> str:
     """What the numbers are."""
     parts = {"test": "on the test split, read once", "val": "on validation images"}
     searched = f", {protocol.trials} trials for each method and task" if protocol.trials else ""
+    images = f"{protocol.train} training images"
+    if protocol.suite:
+        images = f"{title(protocol.suite)}, trained on {' and '.join(protocol.suite['train_on'])}"
     return (
         f"{protocol.metric.replace('_', ' ')} in %, {parts[protocol.part]}; {protocol.backbone}, "
-        f"{protocol.precision}, {protocol.train} training images, {protocol.epochs} epochs{searched}"
+        f"{protocol.precision}, {images}, {protocol.epochs} epochs{searched}"
     )
 
 

@@ -12,6 +12,7 @@ from viapt.cli.bench_experiments import HELP, experiment, results
 from viapt.cli.bench_jobs import FAILED, carry_out, show_folder
 from viapt.cli.bench_options import Asked, ManyValues, what_option, with_options
 from viapt.cli.bench_report import report
+from viapt.cli.bench_suite import suite
 from viapt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ app.command()(report)
 for name, text in HELP.items():
     app.command(name, help=text, cls=ManyValues)(with_options(experiment(name)))
 app.command()(results)
+app.command(cls=ManyValues)(suite)
 
 
 def parse_all(texts: list[str], parse: Callable[[str], Any], problems: Problems) -> list[Any]:

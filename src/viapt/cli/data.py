@@ -1,4 +1,4 @@
-"""`viapt data list | fetch`: the packaged suite."""
+"""`viapt data list | fetch`: the packaged suite; what belongs to the benchmark tasks is registered here."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
+from viapt.cli import data_convert
+from viapt.cli.data_check import check
+from viapt.cli.data_show import list_of_tasks
+from viapt.cli.data_show import show as show_task
 from viapt.errors import ConfigError, FetchError
 
-app = typer.Typer(help="The packaged tasks and weights.", no_args_is_help=True)
+app = typer.Typer(help="The packaged tasks and weights, and the benchmark tasks.", no_args_is_help=True)
+app.add_typer(data_convert.app, name="convert")
+app.command()(data_convert.extract)
+app.command()(check)
+app.command("show")(show_task)
 
 
 @app.command("list")
 def list_() -> None:
-    """The packaged tasks and weights, and whether the cache holds them."""
+    """The packaged tasks and weights, and whether the cache holds them; the benchmark tasks, which users bring."""
     from rich.table import Table
 
     from viapt.data.packaged import RECIPES, WEIGHTS, state
@@ -28,7 +36,7 @@ def list_() -> None:
         file = PACKAGES[recipe.package] if recipe.package else None
         content, size = (file.content, f"{file.size / 1e6:.0f}") if file else (recipe.source, "")
         table.add_row(name, content, str(len(recipe.classes)), recipe.licence, size, state(name))
-    show(table)
+    show(table, list_of_tasks())
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from viapt.data.images import MAX_PIXELS
-from viapt.data.sources import ImageSource, LazyImage
+from viapt.data.sources import ImageSource, LazyImage, content_hash
 from viapt.data.transforms import ImageTransform, sample_seed
 from viapt.errors import ConfigError, DataError
 
@@ -121,12 +120,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     @property
     def content_hash(self) -> str:
         """SHA-256, as "sha256:<hex>", over the sorted (key, class name, content) of all items."""
-        digest = hashlib.sha256()
         names = [self.classes[label] for label in self.labels]
-        for key, name, content in sorted(zip(self.keys, names, self.digests, strict=True)):
-            for field in (key.encode(), name.encode(), content):
-                digest.update(len(field).to_bytes(8, "big") + field)
-        return f"sha256:{digest.hexdigest()}"
+        return content_hash(zip(self.keys, names, self.digests, strict=True))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state

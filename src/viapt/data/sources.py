@@ -143,6 +143,15 @@ def read_source(data: Any, *, classes: Sequence[str] | None = None) -> ImageSour
     return _assemble(listing, classes, root, description)
 
 
+def content_hash(contents: Iterable[tuple[str, str, bytes]]) -> str:
+    """SHA-256, as "sha256:<hex>", over the sorted (key, class name, digest of the content) of some images."""
+    digest = hashlib.sha256()
+    for key, name, content in sorted(contents):
+        for value in (key.encode(errors="surrogateescape"), name.encode(), content):
+            digest.update(len(value).to_bytes(8, "big") + value)
+    return f"sha256:{digest.hexdigest()}"
+
+
 def _read_path(path: Path) -> Listing:
     if not path.exists():
         raise DataError(f"{path} does not exist", expected="a folder of images, or a .csv or .jsonl file")

@@ -1,0 +1,127 @@
+"""`viapt bench suite`: a published protocol on the tasks of a suite, read from the user's own copies."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from viapt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from viapt.bench.plan import Plan
+
+Suite = Literal["vtab-1k", "fgvc", "hta"]
+
+protocol_option = partial(typer.Option, rich_help_panel="Changes to the protocol, which the results then name")
+engine_option = partial(typer.Option, rich_help_panel="Where")
+
+
+def suite(
+    name: Annotated[Suite, typer.Argument(metavar="SUITE", help="vtab-1k, fgvc or hta.")],
+    out: Annotated[Path, typer.Option(help="Folder of results; the same command goes on where it stopped.")],
+    root: Annotated[
+        Path, typer.Option(envvar="VIAPT_TASKS", help="Folder in which the data sets lie: see viapt data check.")
+    ],
+    methods: Annotated[list[str] | None, typer.Option(help="As for viapt bench run.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="Some tasks of the suite (default: all).")] = None,
+    backbone: Annotated[str, typer.Option(help="See viapt fit.")] = "vit_base_patch16_224.augreg_in21k",
+    weights: Annotated[Path | None, typer.Option(help="Weights of the backbone, a .safetensors file.")] = None,
+    image_size: Annotated[int, typer.Option(help="Side in pixels.")] = 224,
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the frozen backbone.")] = "auto",
+    protocol: Annotated[
+        Literal["vtab-1k", "fgvc", "hta", "full"] | None,
+        protocol_option(help="Another one than the suite's: see docs/benchmarks.md."),
+    ] = None,
+    normalization: Annotated[
+        Literal["weights", "imagenet", "inception", "none"] | None, protocol_option(help="Of images.")
+    ] = None,
+    seeds: Annotated[list[int] | None, protocol_option(help="Of the reported runs.")] = None,
+    epochs: Annotated[int | None, protocol_option(help="Of every training.")] = None,
+    batch_size: Annotated[int | None, protocol_option(help="Images in an optimizer step.")] = None,
+    grid: Annotated[Literal["vpt", "adamw"] | None, protocol_option(help="What is searched.")] = None,
+    trials: Annotated[
+        int | None, protocol_option(help="Points tried instead of the whole grid; 0 searches nothing.")
+    ] = None,
+    workers: Annotated[int, engine_option(help="Jobs at a time, each a process.")] = 1,
+    threads: Annotated[int | None, engine_option(help="Of each (default: all cores, shared by the workers).")] = None,
+    engine: Annotated[Literal["local", "ray"], engine_option(help="This machine, or a Ray cluster.")] = "local",
+    address: Annotated[str | None, engine_option(help="Of a Ray cluster (default: one on this machine).")] = None,
+    gpus: Annotated[float | None, engine_option(help="GPUs of a job on Ray (default: none).")] = None,
+) -> None:
+    """Search on validation images, train again with every seed, read the test images once: as a suite's protocol says.
+
+    Tasks that are not below the root are listed, and means name the number of tasks that they are over. Exit code 1:
+    some jobs failed.
+    """
+    from viapt.bench.suites import suite_protocol
+    from viapt.cli.bench_jobs import FAILED, carry_out
+    from viapt.cli.bench_options import make_engine
+
+    changes: dict[str, Any] = {
+        "normalization": normalization,
+        "seeds": tuple(seeds) if seeds else None,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "grid": grid,
+    }
+    settings = {
+        "backbone": backbone,
+        "weights": str(weights) if weights else None,
+        "image_size": image_size,
+        "precision": precision,
+        "trials": trials,
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    place = make_engine(engine, workers, threads, address, gpus)
+    plan = plan_of(name, root, out, methods, tasks, suite_protocol(name, protocol or name, changes, settings))
+    if carry_out(plan, out, place):
+        raise typer.Exit(FAILED)
+
+
+def plan_of(
+    name: str, root: Path, out: Path, methods: list[str] | None, tasks: list[str] | None, protocol: Any
+) -> Plan:
+    """What will be done, checked.
+
+    Raises:
+        ConfigError: with all problems.
+        DataError: the root is none, or holds no task of the suite.
+    """
+    import os
+
+    from viapt.bench.plan import Problems, make_plan
+    from viapt.bench.runner import continued
+    from viapt.bench.task_data import ROOT
+    from viapt.cli.bench import parse_all, parse_entrant
+    from viapt.data.benchmarks import SUITES
+    from viapt.data.benchmarks.loading import check_root
+
+    check_root(root)
+    os.environ[ROOT] = str(root.resolve())  # for the processes that do the jobs
+    problems = Problems()
+    names = [within(task, name) for task in tasks or SUITES[name]]
+    entrants = parse_all(methods or ["linear", "vpt-deep", "viapt"], parse_entrant, problems)
+    assert protocol.suite is not None
+    return make_plan(continued(protocol, out), entrants, names, protocol.suite["seeds"], problems)
+
+
+def within(task: str, suite: str) -> str:
+    """The full name of a task of this suite.
+
+    Raises:
+        ConfigError: it has no such task.
+    """
+    from viapt.data.benchmarks import SUITES
+    from viapt.errors import did_you_mean
+
+    full = task if "/" in task else f"{suite}/{task}"
+    if full not in SUITES[suite]:
+        raise ConfigError(
+            f"{suite} has no task {task!r}",
+            expected=f"one of {', '.join(name.partition('/')[2] for name in SUITES[suite])}",
+            remedy=did_you_mean(full, SUITES[suite]),
+        )
+    return full
