@@ -65,7 +65,7 @@ def test_vtab_from_the_command_line(viapt, world):
         "mean of 2 of 3 group means without 17 tasks",
     ):
         assert words in table
-    assert "vtab-1k, changed in batch_size, epochs, seeds, trained on train and val" in table
+    assert "vtab-1k, changed in batch_size, epochs, seeds, trials, trained on train and val" in table
     assert "vtab-1k/svhn is not as published: Street View House Numbers, cropped, layout community, split as" in table
     with Store(root / "out") as store:
         records = store.records()
@@ -151,7 +151,8 @@ def test_grids_are_searched_whole():
     assert title(protocol.suite) == "vtab-1k, changed in grid"
     unchanged = suite_protocol("fgvc", "full", {"epochs": 100}, SETTINGS)
     assert unchanged.trials == 15 and title(unchanged.suite) == "fgvc, protocol full"
-    assert suite_protocol("hta", "hta", {}, SETTINGS | {"trials": 0}).space == {}
+    unsearched = suite_protocol("hta", "hta", {}, SETTINGS | {"trials": 0})
+    assert unsearched.space == {} and title(unsearched.suite) == "hta, changed in trials"
     space = {"lr": {"choices": [0.3, 0.1, 0.2]}, "weight_decay": {"choices": [0.0, 1.0]}}
     steps, seen = grid(space), []
     with pytest.raises(StopIteration) as end:

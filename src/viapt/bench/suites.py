@@ -33,7 +33,8 @@ def suite_protocol(suite: str, name: str, changes: Mapping[str, Any], settings: 
     settings = dict(settings)
     trials = settings.pop("trials")
     trials = points_of(grid) if trials is None else trials
-    kept = resolved.to_dict() | {"suite": suite, "changed": sorted(changed), "trials": trials}
+    named_changes = [*changed, *(["trials"] if trials != points_of(grid) else [])]
+    kept = resolved.to_dict() | {"suite": suite, "changed": sorted(named_changes), "trials": trials}
     return Protocol(
         **settings,
         epochs=resolved.epochs,
