@@ -43,6 +43,22 @@ def watch(model: PromptedClassifier, name: str) -> list[torch.Tensor]:
     return seen
 
 
+@pytest.mark.parametrize(("method", "recorded"), [(Linear, 0), (VPTDeep, 1), (ViaPT, 1)])
+def test_nothing_is_recorded_before_something_learnable_enters(method: type[Any], recorded: int) -> None:
+    """Tensors that autograd keeps in the embedding, and in the first block's query, key and value of image tokens."""
+    options = {Linear: {}, VPTDeep: {"num_prompts": 4}, ViaPT: {"num_prompts": 4, "num_instance_prompts": 2}}[method]
+    model = Subject(method, tiny_vit(), **options).model().train()
+    images = model.backbone.vit.patch_embed.proj.weight.new_ones(2, 3, 32, 32)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        tokens = model.embed(images)
+        assert not kept and not tokens.patches.requires_grad and not tokens.prefix.requires_grad
+        features = model.run(tokens, None)
+    assert features.requires_grad == bool(recorded) and bool(kept) == bool(recorded)
+    normalised = model.backbone.vit.blocks[0].norm1(torch.cat([tokens.prefix, tokens.patches], dim=1))
+    assert not any(x.shape == normalised.shape and torch.equal(x, normalised) for x in kept)
+
+
 def test_prompts_follow_the_patches_and_are_not_pooled() -> None:
     model = Subject(VPTDeep, tiny_backbones()["dinov2"](), num_prompts=5).model()
     model.backbone.shortcuts = False
