@@ -277,6 +277,24 @@ def test_impossible_arguments_are_refused(options: dict[str, Any], word: str) ->
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kept_dim": 0},
+        {"kept_dim": D, "num_instance_prompts": 0},
+        {"carry_scale": 0.0, "fresh_dim": "full"},
+        *WITHIN_BUDGET.values(),
+    ],
+)
+def test_a_configuration_that_was_read_makes_the_method_again(options: dict[str, Any]) -> None:
+    options = options | ({"fresh_rows": 3} if "fresh_rows" in options else {})
+    method = ViaPT(D, N, (8, 8), **({"num_prompts": P, "num_instance_prompts": 2} | options))
+    again = ViaPT(D, N, (8, 8), **method.config())
+    check_effect(again, method.config())
+    assert again.config() == method.config()
+
+
+@pytest.mark.parametrize(
     ("options", "word"),
     [
         ({"explained": 0.5}, "explained"),

@@ -90,7 +90,8 @@ def fits(value: Any, hint: Any) -> bool:
 def check_effect(method: PromptMethod, given: Mapping[str, Any]) -> None:
     """Refuse arguments that somebody gave and that change nothing.
 
-    A value that is the default, or switches something off (0, False, None), is no misunderstanding.
+    A value that is the default, that leaving the argument out would give, too, or that switches something off (0, False,
+    None), is no misunderstanding: a configuration that was read from a method makes that method again.
 
     Args:
         method: as built from `given` and the defaults.
@@ -102,5 +103,11 @@ def check_effect(method: PromptMethod, given: Mapping[str, Any]) -> None:
     idle, known = method.without_effect(), arguments(type(method))
     for key, value in given.items():
         value = tuple(value) if isinstance(value, list) else value
-        if key in idle and value and value != known[key].default:
+        if key in idle and value and value not in (known[key].default, without(key, method, given)):
             raise ConfigError(f"{key} = {value!r} has no effect: {idle[key]}", remedy=f"leave {key} out")
+
+
+def without(key: str, method: PromptMethod, given: Mapping[str, Any]) -> Any:
+    """What an argument is if it is left out and all others are given."""
+    others = {name: value for name, value in given.items() if name != key}
+    return create_method(method.name, method.dim, method.depth, method.patch_size, **others).config()[key]
