@@ -90,7 +90,7 @@ def fits(value: Any, hint: Any) -> bool:
 def check_effect(method: PromptMethod, given: Mapping[str, Any]) -> None:
     """Refuse arguments that somebody gave and that change nothing.
 
-    A value that is the default, that leaving the argument out would give, too, or that switches something off (0, False,
+    A value that is the default, that leaving the argument out would give, or that switches something off (0, False,
     None), is no misunderstanding: a configuration that was read from a method makes that method again.
 
     Args:
