@@ -21,6 +21,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -32,7 +33,8 @@ import measure
 from viapt.data.benchmarks import find_task
 
 ROWS = 4096  # that are written at once
-MODEL = {"img_size": 224, "patch_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 3}
+MODEL: dict[str, Any] = {"img_size": 224, "patch_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 3}
+SETTINGS = {"batch": 64, "image_size": 224, "epochs": 1, "backbone": MODEL}
 LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 
 
@@ -172,8 +174,8 @@ def main() -> None:
             count = find_task(f"vtab-1k/{task}").counts["test"]
             seconds = time.perf_counter() - started
             rows.append({"variant": task, "layout": layout, "test images": count, "peak MiB": peak, "seconds": seconds})
+            measure.write(args.json, SETTINGS, rows=rows)  # a later task may take long
     measure.table(rows, {"variant": "", "layout": "", "test images": ",", "peak MiB": ",.0f", "seconds": ".0f"})
-    measure.write(args.json, {"batch": 64, "image_size": 224, "epochs": 1, "backbone": MODEL}, rows=rows)
 
 
 if __name__ == "__main__":
