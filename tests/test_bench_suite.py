@@ -19,6 +19,7 @@ from viapt.bench.store import Store
 from viapt.bench.suites import averages, suite_protocol, title
 from viapt.bench.task_data import preprocessing_under, task_data
 from viapt.cli import main
+from viapt.cli.bench_suite import suite_first
 from viapt.data.benchmarks import SUITES, TASKS, find_task
 from viapt.data.benchmarks.protocols import GRIDS, PROTOCOLS, SuiteProtocol
 from viapt.data.benchmarks.published import published
@@ -55,7 +56,7 @@ def test_vtab_from_the_command_line(viapt, world):
     root, backbone = world
     asked = ["--root", root / "data", "--out", root / "out", "--backbone", backbone, *SMALL.split(), "--trials", 1]
     tasks = ["--tasks", "svhn", "patch-camelyon", "kitti-distance", "dtd"]
-    code, table, err = viapt("bench", "suite", "vtab-1k", *asked, *tasks, "--methods", "linear")
+    code, table, err = viapt("bench", "--suite", "vtab-1k", *asked, *tasks, "--methods", "linear")
     assert code == 0, err
     assert "Not available: vtab-1k/kitti-distance" in err and "val200.txt missing" in err
     assert "Not available: vtab-1k/dtd" in err and "viapt data show vtab-1k/dtd" in err
@@ -67,6 +68,7 @@ def test_vtab_from_the_command_line(viapt, world):
         assert words in table
     assert "vtab-1k, changed in batch_size, epochs, seeds, trials, trained on train and val" in table
     assert "vtab-1k/svhn is not as published: Street View House Numbers, cropped, layout community, split as" in table
+    assert "Of vtab-1k's 19 tasks 17 are in no mean: vtab-1k/caltech101, " in table
     with Store(root / "out") as store:
         records = store.records()
         protocol = store.protocol()
@@ -92,6 +94,27 @@ def test_vtab_from_the_command_line(viapt, world):
     code, _, err = viapt("bench", "report", root / "out", "--out", root / "report", "--reference", "linear")
     report = (root / "report/report.md").read_text()
     assert code == 0 and "Published for vtab-1k, not run here" in report and "ViaPT" in report, err
+    assert "17 are in no mean" in report and "vtab-1k/svhn is not as published" in report
+    (row,) = [line for line in (root / "report/tables/data.csv").read_text().splitlines() if "/svhn," in line]
+    (read,) = [record for record in final if record["task"] == "vtab-1k/svhn"]
+    assert read["benchmark"]["contents"]["test"] in row and row.endswith(read["benchmark"]["listing"])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--suite", "hta", "--root", "x"], ["suite", "hta", "--root", "x"]),
+        (["--suite=hta", "--seeds", "1", "2"], ["suite", "hta", "--seeds", "1", "2"]),
+        (["--root", "x", "--suite", "hta", "--out", "y"], ["suite", "hta", "--root", "x", "--out", "y"]),
+        (["--suite"], ["suite"]),
+        (["suite", "hta"], ["suite", "hta"]),
+        (["run", "--suite", "hta"], ["run", "--suite", "hta"]),
+        (["--help"], ["--help"]),
+        ([], []),
+    ],
+)
+def test_a_suite_as_an_option(given, meant):
+    assert suite_first(given) == meant
 
 
 def test_other_data_are_not_taken_for_the_planned_ones(viapt, world, monkeypatch):
@@ -212,7 +235,7 @@ def test_both_means_of_vtab_are_named():
         "natural mean of 6 of 7 tasks",
         "specialized mean of 4 tasks",
         "structured mean of 8 tasks",
-        "mean of 3 group means without 1 tasks",
+        "mean of 3 group means without 1 task",
     ]
     assert averages({"fgvc/dogs": 1.0}, "fgvc") == {"mean of 1 of 5 tasks": 1.0}
 
@@ -227,7 +250,7 @@ def test_published_means_fit_each_other():
         weighted = sum(size * groups[mean] for mean, size in sizes.items()) / 19
         assert rows[method, "mean of 19 tasks"] == pytest.approx(weighted, abs=2.1e-4)
         assert rows[method, "mean of 3 group means"] == pytest.approx(sum(groups.values()) / 3, abs=1.1e-4)
-    assert all(row.source and 0 < row.value < 1 for row in published())
+    assert all(row.source and row.caveat and 0 < row.value < 1 for row in published())
     names = {
         "vtab-1k": set(averages(dict.fromkeys(SUITES["vtab-1k"], 0.0), "vtab-1k")),
         "fgvc": {"mean of 5 tasks"},

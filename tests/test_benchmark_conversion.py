@@ -16,6 +16,7 @@ from PIL import Image
 
 from miniatures.originals import example, tfds_cache
 from miniatures.pictures import encoded, number
+from miniatures.saved import saved
 from viapt.cli import main
 from viapt.data import read_source
 from viapt.data.benchmarks.huggingface import HuggingFaceImages
@@ -244,21 +245,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 # Hugging Face
 
 
-def saved(folder: Path, sizes: dict[str, int], names: list[str]) -> None:
-    coarse, fine = datasets.ClassLabel(names=["x", "y"]), datasets.ClassLabel(names=names)
-    features = datasets.Features({"img": datasets.Image(), "coarse": coarse, "fine": fine})
-    first, content = 0, {}
-    for split, size in sizes.items():
-        rows = [
-            {"img": {"bytes": encoded(first + k), "path": None}, "coarse": k % 2, "fine": (first + k) % len(names)}
-            for k in range(size)
-        ]
-        content[split] = datasets.Dataset.from_list(rows, features=features)
-        first += size
-    datasets.disable_progress_bars()
-    datasets.DatasetDict(content).save_to_disk(str(folder))
-
-
 def test_a_saved_data_set_is_a_release(tmp_path: Path) -> None:
     names = [f"class {k:02d}" for k in range(10)]
     saved(tmp_path / "huggingface/svhn", {"train": 30, "test": 8, "extra": 2}, names)
@@ -268,6 +254,7 @@ def test_a_saved_data_set_is_a_release(tmp_path: Path) -> None:
     for part, source in parts.items():
         assert [item.label for item in source.items] == [which % 10 for which in shown[part]]
         assert source.classes == tuple(names)
+    assert parts["train"].description.endswith("split here with seed 0")  # its first rows may be others than SVHN's
     vtab = layout_named("huggingface").read(tmp_path, find_task("vtab-1k/svhn"))
     assert vtab["train"].description.endswith("split here with seed 0")
     assert len(vtab["train"]) == 27

@@ -131,6 +131,19 @@ def test_both_versions_of_cifar_are_the_same(tmp_path, fine):
                 np.testing.assert_array_equal(content(source, index), pixels(number, 32))
 
 
+def test_images_that_no_part_uses_are_let_go_of(tmp_path):
+    cifar_binary(tmp_path, fine=True, per_batch=300)  # 1,500 training images, of which VTAB takes 950
+    parts = load_benchmark(find_task("vtab-1k/cifar100"), tmp_path).parts
+    assert {part: len(source) for part, source in parts.items()} == {"train": 800, "val": 150, "test": 300}
+    for part, kept in (("train", 1500), ("val", 150), ("test", 300)):
+        (dataset,) = {id(item.image.dataset): item.image.dataset for item in parts[part].items}.values()
+        assert len(dataset) == kept
+    for part, first in (("val", 0), ("test", 1500)):
+        for index in (0, 17, 149):
+            item = parts[part].items[index]
+            np.testing.assert_array_equal(content(parts[part], index), pixels(first + int(item.key[-6:]), 32))
+
+
 class Attack:
     def __reduce__(self):
         return os.system, ("touch /tmp/unpickled",)

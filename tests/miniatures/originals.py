@@ -6,6 +6,7 @@ import gzip
 import json
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ NORB = {
 }
 
 
-def resisc45(root: Path, per_class: int = 10) -> list[tuple[str, int]]:
+def resisc45(root: Path, per_class: int = 10, classes: Sequence[str] = RESISC) -> list[tuple[str, int]]:
     """The folder `NWPU-RESISC45`; returns keys and labels in order of name."""
-    rows = [(f"{name}/{name}_{k + 1:03d}.jpg", c) for c, name in enumerate(RESISC) for k in range(per_class)]
+    rows = [(f"{name}/{name}_{k + 1:03d}.jpg", c) for c, name in enumerate(classes) for k in range(per_class)]
     for which, (key, _) in enumerate(rows):
         save(root / "NWPU-RESISC45" / key, which)
     return rows
@@ -133,13 +134,12 @@ def clevr(root: Path, depths: dict[str, list[list[float]]]) -> None:
 
 def crc32c(data: bytes) -> int:
     """By polynomial division, to check the reader's."""
-    value = int.from_bytes(bytes(int(f"{byte:08b}"[::-1], 2) for byte in data)) << 32
-    bits = 8 * len(data)
-    value ^= 0xFFFFFFFF << bits
-    for place in range(bits - 1, -1, -1):
-        if value >> (place + 32) & 1:
-            value ^= 0x11EDC6F41 << place
-    return int(f"{value & 0xFFFFFFFF:032b}"[::-1], 2) ^ 0xFFFFFFFF
+    rest = 0xFFFFFFFF
+    for byte in data:
+        rest ^= int(f"{byte:08b}"[::-1], 2) << 24
+        for _ in range(8):
+            rest = rest << 1 ^ (0x11EDC6F41 if rest >> 31 else 0)
+    return int(f"{rest:032b}"[::-1], 2) ^ 0xFFFFFFFF
 
 
 def record(content: bytes) -> bytes:

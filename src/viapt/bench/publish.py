@@ -16,7 +16,7 @@ from viapt.bench.caveats import caveats
 from viapt.bench.grid import Cost, Grid, arrange, costs
 from viapt.bench.scores import Score
 from viapt.bench.statistics import Ranking, check_reference, compare, mean_over_tasks, rank
-from viapt.bench.suite_tables import suite_tables
+from viapt.bench.suite_tables import suite_notes, suite_tables
 from viapt.bench.tables import Table, accuracy_table, by_mean, comparison_table, cost_table, rank_table
 from viapt.errors import ConfigError
 from viapt.report.plots import Point, accuracy_against_parameters
@@ -31,6 +31,7 @@ def write_report(
     *,
     part: str = "test",
     title: str = "Laboratory",
+    records: Sequence[dict[str, Any]] = (),
 ) -> tuple[Path, Path]:
     """Write `report.md` with its `pictures`, `report.html`, `scores.csv`, and `tables/*.csv` and `*.tex`.
 
@@ -41,6 +42,7 @@ def write_report(
         protocol: what was run, printed as it is: name -> text, or anything JSON can hold.
         part: "test" or "val": the scores that count; others are left out, and the report says so.
         title: heading.
+        records: that the scores are from; a report of a suite says on which data they were made.
 
     Returns:
         The paths of the two reports, Markdown first.
@@ -59,7 +61,7 @@ def write_report(
     tables += [comparison_table(comparisons, reference, grid)] if comparisons else []
     tables += [rank_table(ranking)] if ranking else []
     tables.append(cost_table(prices, order))
-    tables += suite_tables(grid, protocol or {})
+    tables += suite_tables(grid, protocol or {}, records)
     figures = draw(grid, ranking, prices, order)
     write_pictures(figures, folder)
     write_tables(tables, folder / "tables")
@@ -70,7 +72,8 @@ def write_report(
         "summary": summary(grid, reference),
         "tables": tables,
         "figures": figures,
-        "notes": caveats(grid, comparisons, ranking)
+        "notes": suite_notes(grid, protocol or {}, records)
+        + caveats(grid, comparisons, ranking)
         + ([f"{left_out} scores of other parts than {part} are left out."] if left_out else []),
         "facts": {name: in_words(value) for name, value in (protocol or {}).items()},
     }

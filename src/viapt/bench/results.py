@@ -19,7 +19,7 @@ from viapt.bench.publish import check_statsmodels, in_words
 from viapt.bench.records import export, load_failures, load_records
 from viapt.bench.shown import remarks
 from viapt.bench.store import FINAL, Store
-from viapt.bench.tables import Column, Table
+from viapt.bench.suite_tables import data_table
 from viapt.checkpoint import replace_file
 from viapt.errors import ArtifactError, ConfigError
 from viapt.report.rendering import Plot, check_libraries, render
@@ -128,14 +128,6 @@ def contents(
         "facts": facts | {name: in_words(value) for name, value in protocol.to_dict().items()},
         "marks": (OPEN, CLOSE),
     }
-
-
-def data_table(records: Sequence[Record]) -> Table:
-    """What the numbers were made on."""
-    columns = [Column(name) for name in ("task", "source", "data hash", "split hash")]
-    found = {(r["task"], r["data_source"], r["data_hash"], r["job"]["split_hash"]) for r in records}
-    rows = [list(row) for row in sorted(found)]
-    return Table("data", "Data", "SHA-256 of pictures and labels, and of the split", columns, rows)
 
 
 def hours(records: Sequence[Record]) -> float:

@@ -78,7 +78,7 @@ def remarks(records: Iterable[dict[str, Any]]) -> list[str]:
             found.append(f"The numbers of {task} were made on {count} different data sets or splits.")
     facts = {record["task"]: record["benchmark"] for record in records if "benchmark" in record}
     for task, data in sorted(facts.items()):
-        if data["own_split"] or data["unexpected"]:
+        if data["own_split"] or data.get("differs") or data["unexpected"]:
             found.append(f"{task} is not as published: {data['source']}.")
     return found
 

@@ -1,26 +1,52 @@
-"""Two tables that a report of a suite has besides: means as publications have them, and what was published."""
+"""What a report of a suite has besides: means as publications have them, what was published, and on which data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from viapt.bench.grid import Grid
+from viapt.bench.shown import remarks
 from viapt.bench.statistics import mean_over_tasks
-from viapt.bench.suites import GROUPS, group_mean_name, members, title
+from viapt.bench.store import FINAL
+from viapt.bench.suites import GROUPS, group_mean_name, members, title, without
 from viapt.bench.tables import Cell, Column, Table, by_mean
 from viapt.data.benchmarks.published import published
 
+Records = Sequence[dict[str, Any]]
 
-def suite_tables(grid: Grid, protocol: Mapping[str, Any]) -> list[Table]:
+
+def suite_tables(grid: Grid, protocol: Mapping[str, Any], records: Records) -> list[Table]:
     """Tables of a suite; none for packaged tasks."""
     suite = protocol.get("suite")
     if not suite:
         return []
-    return [means_table(grid, suite), published_table(suite["suite"])]
+    final = [record for record in records if record["trial"] == FINAL]
+    data = [data_table(final)] if final else []
+    return [means_table(grid, suite), *data, published_table(suite["suite"])]
+
+
+def suite_notes(grid: Grid, protocol: Mapping[str, Any], records: Records) -> list[str]:
+    """What a reader of a suite's means has to know: tasks that are missing, data that are not as published."""
+    suite = protocol.get("suite")
+    if not suite:
+        return []
+    return [*without(grid.named(grid.shared), suite["suite"]), *remarks(records)]
+
+
+def data_table(records: Records) -> Table:
+    """What the numbers were made on; of a benchmark task's pictures the hash is that of the test part, once read."""
+    columns = [Column(name) for name in ("task", "source", "data hash", "split hash")]
+    found = {(r["task"], r["data_source"], _data_hash(r), r["job"]["split_hash"]) for r in records}
+    rows = [list(row) for row in sorted(found)]
+    return Table("data", "Data", "SHA-256 of pictures and labels, and of the split", columns, rows)
+
+
+def _data_hash(record: Mapping[str, Any]) -> str:
+    return record.get("benchmark", {}).get("contents", {}).get("test", record["data_hash"])
 
 
 def means_table(grid: Grid, suite: Mapping[str, Any]) -> Table:

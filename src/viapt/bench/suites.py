@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -90,7 +90,16 @@ def group_mean_name(tasks: tuple[str, ...], suite: str) -> str:
         return ""
     name = f"mean of {len(groups)} group means" if there == groups else f"mean of {len(there)} of 3 group means"
     missing = sum(TASKS[task].group is not None and task not in tasks for task in SUITES[suite])
-    return name + (f" without {missing} tasks" if missing else "")
+    return name + (f" without {missing} task{'s' * (missing > 1)}" if missing else "")
+
+
+def without(tasks: Iterable[str], suite: str) -> list[str]:
+    """A sentence on the tasks of a suite that are not among some; none if all are."""
+    there = set(tasks)
+    missing = [task for task in SUITES[suite] if task not in there]
+    if not missing:
+        return []
+    return [f"Of {suite}'s {len(SUITES[suite])} tasks {len(missing)} are in no mean: {', '.join(missing)}."]
 
 
 def averages(values: Mapping[str, float], suite: str) -> dict[str, float]:

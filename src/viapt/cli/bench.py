@@ -12,14 +12,18 @@ from viapt.cli.bench_experiments import HELP, experiment, results
 from viapt.cli.bench_jobs import FAILED, carry_out, show_folder
 from viapt.cli.bench_options import Asked, ManyValues, what_option, with_options
 from viapt.cli.bench_report import report
-from viapt.cli.bench_suite import suite
+from viapt.cli.bench_suite import SuiteOption, suite
 from viapt.errors import ConfigError
 
 if TYPE_CHECKING:
     from viapt.bench.entrants import Entrant
     from viapt.bench.plan import Problems
 
-app = typer.Typer(help="Compare methods on tasks, with equal budgets.", no_args_is_help=True)
+app = typer.Typer(
+    cls=SuiteOption,
+    help="Compare methods on tasks, with equal budgets: commands, or --suite vtab-1k|fgvc|hta (see suite).",
+    no_args_is_help=True,
+)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of results.")]
 

@@ -37,6 +37,7 @@ def carry_out(plan: Plan, out: Path, place: Engine) -> int:
 def show_folder(store: Store) -> None:
     """The table of a folder, and how far it is."""
     from viapt.bench.shown import heading, remarks, summary
+    from viapt.bench.suites import without
     from viapt.tables import show as print_out
 
     protocol = store.protocol()
@@ -45,4 +46,6 @@ def show_folder(store: Store) -> None:
         return
     records = store.records()
     state = f"{len(records)} done, {len(store.failures())} failed, {len(store.open_cells())} open"
-    print_out(heading(protocol), summary(store, protocol), *remarks(records), state)
+    done = {record["task"] for record in records}
+    missing = without(done, protocol.suite["suite"]) if protocol.suite else []
+    print_out(heading(protocol), summary(store, protocol), *missing, *remarks(records), state)

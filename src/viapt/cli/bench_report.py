@@ -19,5 +19,6 @@ def report(
     from viapt.bench.records import load_records, scores_of, stored_records
 
     protocol, records = stored_records(source) if source.is_dir() else load_records(source)
-    for path in write_report(scores_of(protocol, records), out, reference, protocol.to_dict(), part=part):
+    scores = scores_of(protocol, records)
+    for path in write_report(scores, out, reference, protocol.to_dict(), part=part, records=records):
         print(path)

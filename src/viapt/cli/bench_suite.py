@@ -1,4 +1,4 @@
-"""`viapt bench suite`: a published protocol on the tasks of a suite, read from the user's own copies."""
+"""`viapt bench --suite`: a published protocol on the tasks of a suite, read from the user's own copies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from viapt.errors import ConfigError
 
@@ -17,6 +18,23 @@ Suite = Literal["vtab-1k", "fgvc", "hta"]
 
 protocol_option = partial(typer.Option, rich_help_panel="Changes to the protocol, which the results then name")
 engine_option = partial(typer.Option, rich_help_panel="Where")
+
+
+class SuiteOption(TyperGroup):
+    """Commands of which `suite NAME` may also be written as an option: `viapt bench --suite NAME ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, suite_first(args))
+
+
+def suite_first(args: list[str]) -> list[str]:
+    """`--suite NAME` or `--suite=NAME` among options without a command becomes the command `suite NAME`."""
+    place = next((i for i, argument in enumerate(args) if argument.partition("=")[0] == "--suite"), None)
+    if place is None or not args[0].startswith("-"):
+        return args
+    _, equals, name = args[place].partition("=")
+    rest = place + 1 if equals else place + 2
+    return ["suite", *([name] if equals else args[place + 1 : rest]), *args[:place], *args[rest:]]
 
 
 def suite(

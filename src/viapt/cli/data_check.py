@@ -20,7 +20,7 @@ INCOMPLETE = 1
 
 
 def check(
-    root: Annotated[Path, typer.Option(help="Folder in which the tasks lie, in any layouts.")],
+    root: Annotated[Path, typer.Option(envvar="VIAPT_TASKS", help="Folder in which the tasks lie, in any layouts.")],
     name: Annotated[str | None, typer.Argument(metavar="SUITE|TASK", help="By default all 34 tasks.")] = None,
     report: Annotated[Path | None, typer.Option("--json", help="Also write everything that was found there.")] = None,
 ) -> None:
@@ -70,7 +70,9 @@ def _show(found: Sequence[Diagnosis]) -> None:
     from viapt.data.benchmarks.diagnosis import MISSING, printable
     from viapt.tables import show
 
-    table = Table("task", "state", "layout", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "state", "layout"):
+        table.add_column(heading, overflow="fold")
     for part in ("train", "val", "test"):
         table.add_column(part, justify="right")
     for one in found:
@@ -79,6 +81,8 @@ def _show(found: Sequence[Diagnosis]) -> None:
     for one in found:
         if one.problems or one.warnings:
             remarks = Table.grid(padding=(0, 2, 0, 0))
+            remarks.add_column()
+            remarks.add_column(overflow="fold")
             for kind, texts in (("problem", one.problems), ("warning", one.warnings)):
                 for remark in texts:
                     remarks.add_row(f"  {kind}", printable(remark.text))
@@ -87,7 +91,8 @@ def _show(found: Sequence[Diagnosis]) -> None:
             where = f", in {printable(one.folder)}" if one.folder else ""
             show("", f"{one.task}: {one.state}{where}", remarks)
     missing = [one for one in found if one.state == MISSING]
-    steps = Table("missing", "to do", box=None, pad_edge=False)
+    steps = Table("missing", box=None, pad_edge=False)
+    steps.add_column("to do", overflow="fold")  # addresses are shown whole
     for one in missing:
         steps.add_row(one.task, printable(one.next_step))
     show(*(("", steps) if missing else ()), "", f"{sum(one.complete for one in found)} of {len(found)} tasks complete")

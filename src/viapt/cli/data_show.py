@@ -84,7 +84,10 @@ def list_of_tasks() -> Table:
 
     from viapt.data.benchmarks import TASKS
 
-    table = Table("benchmark task", "content", "classes", "train / val / test", "licence", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("benchmark task", no_wrap=True, min_width=max(map(len, TASKS)))  # names are there to be typed
+    for heading in ("content", "classes", "train / val / test", "licence"):
+        table.add_column(heading, overflow="fold")
     for task in TASKS.values():
         counts = " / ".join(f"{count:,}" for count in task.counts.values())
         table.add_row(task.name, task.title, str(task.classes), counts, task.licence)

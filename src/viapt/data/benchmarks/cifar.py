@@ -6,15 +6,17 @@ blue. The Python version holds the same as dictionaries with `data` and `labels`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 
 from viapt.data.benchmarks.listed import read_text
 from viapt.data.benchmarks.pickled import PickledArray, read_pickled
-from viapt.data.sources import ImageSource, Item, LazyImage
+from viapt.data.benchmarks.stored import StoredImages
+from viapt.data.sources import ImageSource
 from viapt.errors import DataError
 
 SIDE = 32
@@ -56,26 +58,6 @@ VERSIONS = {
 """By the name of the folder."""
 
 
-@dataclass(frozen=True)
-class StoredImages:
-    """A map-style data set of (uint8 image (height, width, 3), label) over an array in memory."""
-
-    images: UInt8[np.ndarray, "n channels height width"]
-    labels: Int64[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
-        return np.ascontiguousarray(self.images[index].transpose(1, 2, 0)), int(self.labels[index])
-
-    def source(self, part: str, classes: tuple[str, ...], name: str) -> ImageSource:
-        """All of it, in order, called by part and number."""
-        labels = enumerate(self.labels.tolist())
-        items = (Item(f"{part}/{i:06d}", label, part, LazyImage(self, i)) for i, label in labels)
-        return ImageSource(tuple(items), classes, None, f"{name} ({part})")
-
-
 def files_of(folder: Path) -> list[str]:
     """What the folder of a version holds."""
     version = VERSIONS[folder.name]
@@ -96,7 +78,7 @@ def read_cifar(folder: Path) -> dict[str, ImageSource]:
     parts = {}
     for part, files in version.files.items():
         pieces = [_read(folder / name, version) for name in files]
-        stored = StoredImages(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
+        stored = StoredImages(*(_joined(arrays) for arrays in zip(*pieces, strict=True)))
         if stored.labels.size and not 0 <= stored.labels.min() <= stored.labels.max() < len(classes):
             raise DataError(
                 f"{folder} has labels from {stored.labels.min()} to {stored.labels.max()} in {part}",
@@ -105,6 +87,11 @@ def read_cifar(folder: Path) -> dict[str, ImageSource]:
             )
         parts[part] = stored.source(part, classes, folder.name)
     return parts
+
+
+def _joined(arrays: Sequence[Shaped[np.ndarray, "..."]]) -> Shaped[np.ndarray, "..."]:
+    """A single one as it is: a copy of CIFAR-100 takes 150 MB."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _read(path: Path, version: Version) -> tuple[UInt8[np.ndarray, "n channels height width"], Int64[np.ndarray, " n"]]:

@@ -30,22 +30,19 @@ class CommunityFolders(Layout):
         folder = next((path for path in candidates(root, task, self.name) if has_a_list(path)), None)
         if folder is None:
             return Finding(self.name)
-        lists = [name for name in LISTS.values() if not (folder / name).is_file()]
-        return Finding(self.name, folder, tuple(lists) or self._missing_images(folder, task))
-
-    def _missing_images(self, folder: Path, task: BenchmarkTask) -> tuple[str, ...]:
-        """Listed pictures that are not there; what is wrong with a list is said when it is read."""
+        if lists := [name for name in LISTS.values() if not (folder / name).is_file()]:
+            return Finding(self.name, folder, tuple(lists))
         try:
-            items = [item for part in LISTS for item in read_list(folder, part, task.classes)]
-        except DataError:
-            return ()
-        return tuple(item.key for item in items if not item.image.is_file())
+            parts = self.read_at(folder, task)
+        except DataError:  # what is wrong with a list is said when it is read
+            return Finding(self.name, folder)
+        items = (item for source in parts.values() for item in source.items)
+        return Finding(self.name, folder, tuple(item.key for item in items if not item.image.is_file()), parts)
 
-    def read(self, root: Path, task: BenchmarkTask) -> Parts:
-        folder = self.found(root, task)
+    def read_at(self, where: Path, task: BenchmarkTask) -> Parts:
         classes = tuple(map(str, range(task.classes)))
         return {
-            part: ImageSource(tuple(read_list(folder, part, task.classes)), classes, folder, str(folder / name))
+            part: ImageSource(tuple(read_list(where, part, task.classes)), classes, where, str(where / name))
             for part, name in LISTS.items()
         }
 

@@ -74,7 +74,7 @@ def check_task(task: BenchmarkTask, root: Path, progress: Progress) -> Diagnosis
         step = "unpack its archive again, to the end"
         return replace(known, problems=(problem,), warnings=names, next_step=step)
     try:
-        parts = layout_named(finding.layout).read(root, task)
+        parts = layout_named(finding.layout).read_found(finding, root, task)
     except ViaptError as error:
         step = error.remedy or f"get it again; source: {task.source}"
         problem = Remark("unreadable-data", _in_words(error))

@@ -41,8 +41,8 @@ class Dsprites(Layout):
         with_file = next((folder for folder in folders if (folder / FILE).is_file()), None)
         return Finding(self.name, with_file)
 
-    def read(self, root: Path, task: BenchmarkTask) -> Parts:
-        path = self.found(root, task) / FILE
+    def read_at(self, where: Path, task: BenchmarkTask) -> Parts:
+        path = where / FILE
         quantity = task.name.rpartition("-")[2]
         groups = np.array([dsprites_label(value, COLUMNS[quantity][1]) for value in range(COLUMNS[quantity][1])])
         return cut_rows(

@@ -39,17 +39,16 @@ class FgvcJson(Layout):
                 return Finding(self.name, folder, missing)
         return Finding(self.name)
 
-    def read(self, root: Path, task: BenchmarkTask) -> Parts:
-        folder = self.found(root, task)
-        splits = {part: read_split(folder / file) for part, file in FILES.items()}
-        _check_disjoint(folder, splits)
+    def read_at(self, where: Path, task: BenchmarkTask) -> Parts:
+        splits = {part: read_split(where / file) for part, file in FILES.items()}
+        _check_disjoint(where, splits)
         ids = sorted({number for split in splits.values() for number in split.values()})
         index = {number: position for position, number in enumerate(ids)}
-        images = image_folder(folder, next(iter(splits["train"])))
+        images = image_folder(where, next(iter(splits["train"])))
         items = []
         for part, split in splits.items():
             for name, number in split.items():
-                key, path = below(images, name, folder / FILES[part])
+                key, path = below(images, name, where / FILES[part])
                 items.append(Item(key, index[number], part, path))
         return by_part(items, tuple(map(str, ids)), images, f"{task.title}, original images, published JSON split")
 

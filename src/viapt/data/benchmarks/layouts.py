@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +18,7 @@ from jaxtyping import Int64
 
 from viapt.data.benchmarks.record_order import record_order
 from viapt.data.benchmarks.splits import SEED, Pool, cut, is_exact
+from viapt.data.benchmarks.stored import without_others
 from viapt.data.sources import ImageSource, Item, LazyImage
 from viapt.errors import ConfigError, DataError, did_you_mean
 
@@ -58,11 +59,13 @@ class Finding:
         layout: its name.
         where: the folder that was recognised, or None where nothing was.
         missing: what should be there and is not, as paths below `where` or in words.
+        parts: the task, where looking for it took reading it.
     """
 
     layout: str
     where: Path | None = None
     missing: tuple[str, ...] = ()
+    parts: Parts | None = field(default=None, repr=False, compare=False)
 
     @property
     def complete(self) -> bool:
@@ -75,23 +78,42 @@ class Layout(ABC):
 
     Attributes:
         name: as in `BenchmarkTask.layouts`.
-        official_split: whether the parts it gives are those of the publication, image by image.
     """
 
     name: ClassVar[str]
-    official_split: ClassVar[bool] = True
 
     @abstractmethod
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
         """Find the task's folder below `root`, and what is missing in it."""
 
     @abstractmethod
+    def read_at(self, where: Path, task: BenchmarkTask) -> Parts:
+        """List "train", "val" and "test" of a task in the folder of a complete finding.
+
+        Raises:
+            DataError: it is not as it should be.
+        """
+
     def read(self, root: Path, task: BenchmarkTask) -> Parts:
-        """List "train", "val" and "test" of a task.
+        """Find a task below `root`, and list its parts.
 
         Raises:
             DataError: it is not there, or not as it should be.
         """
+        return self.read_found(self.look(root, task), root, task)
+
+    def read_found(self, finding: Finding, root: Path, task: BenchmarkTask) -> Parts:
+        """The parts of what `look` found below `root`.
+
+        Raises:
+            DataError: as `read`.
+        """
+        if finding.where is None:
+            names = " or ".join(dict.fromkeys(str(path) for path in candidates(root, task, self.name)))
+            raise DataError(f"{task.name} is not in {root} in the layout {self.name}", expected=names)
+        if finding.missing:
+            raise incomplete(task.name, finding)
+        return self.read_at(finding.where, task) if finding.parts is None else finding.parts
 
     def nearest(self, root: Path, task: BenchmarkTask, missing: Callable[[Path], tuple[str, ...]]) -> Finding:
         """Of the folders that have a name of this layout for this task, the first that lacks the least.
@@ -102,20 +124,6 @@ class Layout(ABC):
         findings = [Finding(self.name, folder, missing(folder)) for folder in folders]
         return min(findings, key=lambda finding: len(finding.missing), default=Finding(self.name))
 
-    def found(self, root: Path, task: BenchmarkTask) -> Path:
-        """The folder of a complete finding.
-
-        Raises:
-            DataError: nothing there, or something is missing.
-        """
-        finding = self.look(root, task)
-        if finding.where is None:
-            names = " or ".join(dict.fromkeys(str(path) for path in candidates(root, task, self.name)))
-            raise DataError(f"{task.name} is not in {root} in the layout {self.name}", expected=names)
-        if finding.missing:
-            raise incomplete(task.name, finding)
-        return finding.where
-
 
 class Release(Layout):
     """An original release: its official parts, which the split rule of the task cuts.
@@ -123,7 +131,8 @@ class Release(Layout):
     A subclass says how to look and what the official parts are; tracks, where the rule needs them, come from `tracks`.
 
     Attributes:
-        own_order: whether the parts are in the release's own order, from which that of TensorFlow Datasets follows.
+        own_order: whether the parts are in the release's own order, on which slices depend, and from which that of
+            TensorFlow Datasets follows.
     """
 
     own_order: ClassVar[bool] = True
@@ -140,8 +149,8 @@ class Release(Layout):
         """What must stay together, such as the frames of one video: a name for each item, or None."""
         return None
 
-    def read(self, root: Path, task: BenchmarkTask) -> Parts:
-        official = self.official(self.found(root, task), task)
+    def read_at(self, where: Path, task: BenchmarkTask) -> Parts:
+        official = self.official(where, task)
         pools = {
             part: Pool(
                 np.array([item.label for item in source.items], np.int64),
@@ -150,9 +159,9 @@ class Release(Layout):
             )
             for part, source in official.items()
         }
-        note = "" if is_exact(task.split, pools) else DRAWN_HERE
+        note = "" if is_exact(task.split, pools, own_order=self.own_order) else DRAWN_HERE
         return {
-            part: marked(official[origin].select(indices.tolist()), part, note)
+            part: marked(without_others(official[origin].select(indices.tolist())), part, note)
             for part, (origin, indices) in cut(task.split, pools).items()
         }
 

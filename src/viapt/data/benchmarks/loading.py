@@ -50,10 +50,16 @@ class BenchmarkData:
         return ", ".join(wrong)
 
     @property
+    def differs(self) -> str:
+        """In what the images of this layout may be others than the publications', in words; "" if in nothing known."""
+        return self.task.differs.get(self.layout, "")
+
+    @property
     def source(self) -> str:
         """Where the data come from, in words; no path, which says nothing elsewhere."""
         split = DRAWN_HERE.removeprefix(", ") if self.own_split else "split as published"
-        return f"{self.task.title}, layout {self.layout}, {split}" + (f"; {self.unexpected}" if self.unexpected else "")
+        known = f"{self.task.title}, layout {self.layout}, {split}"
+        return "; ".join(filter(None, (known, self.differs, self.unexpected)))
 
     def to_dict(self) -> dict[str, Any]:
         """What a result says of its data, in plain JSON types."""
@@ -61,6 +67,7 @@ class BenchmarkData:
             "source": self.source,
             "layout": self.layout,
             "own_split": self.own_split,
+            "differs": self.differs,
             "unexpected": self.unexpected,
             "images": {part: len(source) for part, source in self.parts.items()},
             "listing": listing_hash(self),
@@ -85,7 +92,7 @@ def load_benchmark(task: BenchmarkTask, root: Path) -> BenchmarkData:
         )
     if finding.missing:
         raise incomplete(task.name, finding)
-    parts = layout_named(finding.layout).read(root, task)
+    parts = layout_named(finding.layout).read_found(finding, root, task)
     check_parts(task, parts, finding.where)
     return BenchmarkData(task, finding.layout, finding.where, {part: parts[part] for part in PARTS})
 

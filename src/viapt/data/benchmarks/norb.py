@@ -45,15 +45,14 @@ class SmallNorb(Layout):
     def look(self, root: Path, task: BenchmarkTask) -> Finding:
         return self.nearest(root, task, _missing)
 
-    def read(self, root: Path, task: BenchmarkTask) -> Parts:
-        folder = self.found(root, task)
+    def read_at(self, where: Path, task: BenchmarkTask) -> Parts:
         quantity = task.name.rpartition("-")[2]
         classes = tuple(map(str, range(COLUMNS[quantity][2])))
         return cut_rows(
             task,
-            {part: read_labels(folder, part, quantity) for part in FILES},
+            {part: read_labels(where, part, quantity) for part in FILES},
             classes,
-            lambda part, wanted: stream_images(folder, part, wanted),
+            lambda part, wanted: stream_images(where, part, wanted),
         )
 
 

@@ -26,6 +26,7 @@ class BenchmarkTask:
         community: names of the task's folder in the community's layout of VTAB-1k; none elsewhere.
         metric: what is reported.
         notes: what a user has to know.
+        differs: in what the images of a layout may be others than the publications', by layout.
     """
 
     name: str
@@ -38,13 +39,17 @@ class BenchmarkTask:
     community: tuple[str, ...] = ()
     metric: str = "accuracy"
     notes: str = ""
+    differs: Mapping[str, str] = field(default_factory=dict)
     layouts: Mapping[str, tuple[str, ...]] = field(init=False)
     """Layouts that are read, in order of preference, each with the names that the task's folder may have there."""
 
     def __post_init__(self) -> None:
         own = {"community": self.community} if self.community else {}
+        released = dict(RELEASES[self.release].layouts)
+        if self.suite == "vtab-1k":
+            released.pop("fgvc-json", None)  # they are other splits than VTAB's
         saved = {} if self.label != BY_CLASS else {"huggingface": (f"huggingface/{self.release}",)}
-        object.__setattr__(self, "layouts", own | dict(RELEASES[self.release].layouts) | saved)
+        object.__setattr__(self, "layouts", own | released | saved)
 
     @property
     def suite(self) -> str:
@@ -81,6 +86,9 @@ def _vtab(test: int) -> dict[str, int]:
 
 
 CIFAR100 = "Folder copies are not bit for bit the images of TensorFlow Datasets; results differ by about 10 points."
+FOLDER_COPY = {"community": "a folder copy, whose images may not be those of TensorFlow Datasets"}
+UNSCALED = "photos neither scaled down nor compressed again as in TensorFlow Datasets"
+NOT_NORMALISED = {"retinopathy": "Kaggle's photos, not normalised as VTAB's (btgraham-300)"}
 NAT, SPEC, STRUCT = "natural", "specialized", "structured"
 COUNT = "number of objects, 3 to 10, minus 3"
 DISTANCE = "depth of the closest object in pixels' coordinates, in bins from 0, 8, 8.5, 9, 9.5, 10 to 100"
@@ -91,12 +99,13 @@ _TASKS = (
     BenchmarkTask("vtab-1k/caltech101", "caltech101", 102, _vtab(6084), "vtab-caltech", group=NAT,
                   community=("caltech101",), notes="The class of background images counts."),
     BenchmarkTask("vtab-1k/cifar100", "cifar100", 100, _vtab(10_000), "vtab-90", group=NAT,
-                  community=("cifar", "cifar100"), notes=CIFAR100),
+                  community=("cifar", "cifar100"), notes=CIFAR100, differs=FOLDER_COPY),
     BenchmarkTask("vtab-1k/dtd", "dtd", 47, _vtab(1880), "vtab-val", group=NAT, community=("dtd",)),
     BenchmarkTask("vtab-1k/flowers102", "flowers102", 102, _vtab(6149), "vtab-val", group=NAT,
                   community=("oxford_flowers102",)),
     BenchmarkTask("vtab-1k/pets", "pets", 37, _vtab(3669), "vtab-80", group=NAT, community=("oxford_iiit_pet",)),
-    BenchmarkTask("vtab-1k/sun397", "sun397", 397, _vtab(21_750), "vtab-sun", group=NAT, community=("sun397",)),
+    BenchmarkTask("vtab-1k/sun397", "sun397", 397, _vtab(21_750), "vtab-sun", group=NAT, community=("sun397",),
+                  differs={"torchvision": UNSCALED, "huggingface": UNSCALED}),
     BenchmarkTask("vtab-1k/svhn", "svhn", 10, _vtab(26_032), "vtab-90", group=NAT, community=("svhn",)),
     # VTAB-1k, specialized
     BenchmarkTask("vtab-1k/eurosat", "eurosat", 10, _vtab(5400), "vtab-60-20-20", group=SPEC, community=("eurosat",)),
@@ -106,7 +115,8 @@ _TASKS = (
                   community=("resisc45",)),
     BenchmarkTask("vtab-1k/retinopathy", "retinopathy", 5, _vtab(42_670), "vtab-val", "grade of the disease, 0 to 4",
                   SPEC, ("diabetic_retinopathy",),
-                  notes="Kaggle's photos are not VTAB's: those of btgraham-300 exist converted only."),
+                  notes="Kaggle's photos are not VTAB's: those of btgraham-300 exist converted only.",
+                  differs=NOT_NORMALISED),
     # VTAB-1k, structured
     BenchmarkTask("vtab-1k/clevr-count", "clevr", 8, _vtab(15_000), "vtab-clevr", COUNT, STRUCT, ("clevr_count",)),
     BenchmarkTask("vtab-1k/clevr-distance", "clevr", 6, _vtab(15_000), "vtab-clevr", DISTANCE, STRUCT, ("clevr_dist",)),

@@ -2,7 +2,7 @@
 
 `trainLabels.csv` has `image,level`; `retinopathy_solution.csv`, published after the competition, has
 `image,level,Usage` for the photos of `test`: "Public" ones validate, "Private" ones test. They are read as they are:
-VTAB's were scaled to a radius of 300 pixels and normalised first (btgraham-300), which the description says.
+VTAB's were scaled to a radius of 300 pixels and normalised first (btgraham-300), which the results say.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Retinopathy(Release):
 
     def official(self, folder: Path, task: BenchmarkTask) -> Parts:
         items = _read(folder, TRAIN_TABLE, "train") + _read(folder, TEST_TABLE, "test")
-        description = f"{task.title}, original photos, not normalised as VTAB's (btgraham-300)"
-        return by_part(items, tuple(str(grade) for grade in range(GRADES)), folder, description)
+        classes = tuple(str(grade) for grade in range(GRADES))
+        return by_part(items, classes, folder, f"{task.title}, original photos")
 
 
 def _read(folder: Path, table: str, images: str) -> list[Item]:

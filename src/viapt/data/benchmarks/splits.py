@@ -86,11 +86,17 @@ def cut(name: str, pools: Pools, seed: int = SEED) -> Cut:
     return parts
 
 
-def is_exact(name: str, pools: Pools) -> bool:
-    """Whether the rule of this name gives these pools the images of the publications."""
+def is_exact(name: str, pools: Pools, *, own_order: bool = True) -> bool:
+    """Whether the rule of this name gives these pools the images of the publications.
+
+    Args:
+        own_order: whether images come in the release's own order, of which "first-80" takes the first.
+    """
     rule = split_rule(name)
     ordered = all(pools[part].order is not None for part in rule.official)
-    return rule.exact or (name.startswith("vtab-") and name not in OWN_PARTS and ordered)
+    return (rule.exact and (own_order or name == "official")) or (
+        name.startswith("vtab-") and name not in OWN_PARTS and ordered
+    )
 
 
 def split_rule(name: str) -> SplitRule:

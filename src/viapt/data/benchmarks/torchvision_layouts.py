@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viapt.data.benchmarks.cifar import StoredImages, files_of, read_cifar
+from viapt.data.benchmarks.cifar import files_of, read_cifar
 from viapt.data.benchmarks.hdf5 import Hdf5Images
 from viapt.data.benchmarks.layouts import Finding, Parts, Release, candidates
 from viapt.data.benchmarks.listed import by_part, missing_in
+from viapt.data.benchmarks.stored import StoredImages
 from viapt.data.folders import read_folder
 from viapt.data.sources import ImageSource, Item
 from viapt.errors import DataError, ViaptError
