@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.fixture
 def backbone(tmp_path, monkeypatch):
     monkeypatch.setenv("VIAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's default of 15 lets jobs starve beside other tests
     return small_world(tmp_path)
 
 
