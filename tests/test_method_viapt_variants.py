@@ -290,8 +290,9 @@ def test_a_configuration_that_was_read_makes_the_method_again(options: dict[str,
     options = options | ({"fresh_rows": 3} if "fresh_rows" in options else {})
     method = ViaPT(D, N, (8, 8), **({"num_prompts": P, "num_instance_prompts": 2} | options))
     again = ViaPT(D, N, (8, 8), **method.config())
+    state = torch.get_rng_state()
     check_effect(again, method.config())
-    assert again.config() == method.config()
+    assert again.config() == method.config() and torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(

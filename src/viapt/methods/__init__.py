@@ -9,6 +9,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
+
 from viapt.errors import ConfigError, did_you_mean
 from viapt.methods.base import PromptMethod, arguments
 
@@ -110,4 +112,5 @@ def check_effect(method: PromptMethod, given: Mapping[str, Any]) -> None:
 def without(key: str, method: PromptMethod, given: Mapping[str, Any]) -> Any:
     """What an argument is if it is left out and all others are given."""
     others = {name: value for name, value in given.items() if name != key}
-    return create_method(method.name, method.dim, method.depth, method.patch_size, **others).config()[key]
+    with torch.random.fork_rng(devices=[]):  # what is drawn after this stays as it is
+        return create_method(method.name, method.dim, method.depth, method.patch_size, **others).config()[key]
