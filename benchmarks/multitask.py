@@ -40,8 +40,10 @@ def adapter_bytes(model: viapt.PromptedClassifier) -> int:
     return sum(tensor.nbytes for tensor in state)
 
 
-def filled(backbone: viapt.Backbone, methods: list[str], count: int, args: argparse.Namespace) -> dict[str, float]:
-    """`count` tasks, of these methods in turns, and what they cost in memory."""
+def filled(
+    backbone: viapt.Backbone, methods: list[str], args: argparse.Namespace
+) -> tuple[MultiTask, dict[str, float]]:
+    """Tasks, of these methods in turns, and what they cost in memory."""
     tasks = MultiTask(backbone)
     with tempfile.TemporaryDirectory() as folder:
         for method in methods:
@@ -51,11 +53,27 @@ def filled(backbone: viapt.Backbone, methods: list[str], count: int, args: argpa
         tasks.add("warm", Path(folder, methods[0]))
         tasks.remove("warm")
         before = resident()
-        for number, method in zip(range(count), itertools.cycle(methods), strict=False):
+        for number, method in zip(range(args.tasks), itertools.cycle(methods), strict=False):
             tasks.add(f"task {number}", Path(folder, method))
         grown = resident() - before
     held = sum(adapter_bytes(model) for model in tasks.values()) / 2**20
-    return {"tasks": tasks, "MiB per task": grown / count, "adapter MiB": held / count}
+    return tasks, {"MiB per task": grown / args.tasks, "adapter MiB": held / args.tasks}
+
+
+def steps(tasks: MultiTask, count: int) -> dict[str, measure.Step]:
+    """A batch of so many images: for one task, for that task without the others, for as many tasks as can be."""
+    images, names = torch.randn(count, 3, *tasks.backbone.preprocessing.image_size), itertools.cycle(tasks)
+    first = next(iter(tasks))
+
+    def alone() -> None:
+        with evaluating(tasks[first]):
+            class_probabilities(tasks[first], images, "mean", 5, 0)
+
+    return {
+        "one": lambda: tasks.answer(images, [Question(first, k) for k in range(count)]),
+        "alone": alone,
+        "many": lambda: tasks.answer(images, [Question(next(names), k) for k in range(count)]),
+    }
 
 
 def main() -> None:
@@ -73,27 +91,13 @@ def main() -> None:
     rows = []
     for kind in args.methods:
         backbone = viapt.create_backbone(args.backbone, pretrained=False).to(getattr(torch, precision))
-        found = filled(backbone, METHODS[kind], args.tasks, args)
-        tasks = found.pop("tasks")
-        names = itertools.cycle(tasks)
+        tasks, memory = filled(backbone, METHODS[kind], args)
         for count in args.batch:
-            images = torch.randn(count, 3, *backbone.preprocessing.image_size)
-
-            def one(images: torch.Tensor = images) -> None:
-                tasks.answer(images, [Question("task 0", k) for k in range(images.shape[0])])
-
-            def alone(images: torch.Tensor = images) -> None:
-                with evaluating(tasks["task 0"]):
-                    class_probabilities(tasks["task 0"], images, "mean", 5, 0)
-
-            def many(images: torch.Tensor = images) -> None:
-                tasks.answer(images, [Question(next(names), k) for k in range(images.shape[0])])
-
-            times = measure.in_turns({"one": one, "alone": alone, "many": many}, args.turns)
+            times = measure.in_turns(steps(tasks, count), args.turns)
             results = {name: measure.summary(took, count) for name, took in times.items()}
             for name, result in results.items():
                 ratio = result["seconds"] / results["one"]["seconds"]
-                rows.append({"methods": kind, "variant": name, "batch": count, "x one": ratio} | found | result)
+                rows.append({"methods": kind, "variant": name, "batch": count, "x one": ratio} | memory | result)
     print(f"\n{args.backbone}, {precision}, {args.tasks} tasks of {args.classes} classes")
     columns = {"methods": "", "variant": "", "batch": "", "seconds": ".4f", "images_per_second": ".1f", "x one": ".3f"}
     measure.table(rows, columns | {"MiB per task": ".2f", "adapter MiB": ".2f"})

@@ -424,8 +424,10 @@ def test_a_service_whose_loop_has_ended_says_so(adapters: dict[str, Path]) -> No
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
-    + [("192.168.0.5", False), ("example.org", False), ("localhost.example.org", False), ("", False)],
+    [
+        *((host, True) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "::", "192.168.0.5", "example.org", "localhost.example.org", "")),
+    ],
 )
 def test_only_loopback_goes_without_a_token(host: str, loopback: bool) -> None:
     assert is_loopback(host) == loopback
