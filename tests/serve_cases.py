@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,6 +30,13 @@ def picture(seed: int = 0, size: tuple[int, int] = (40, 36)) -> bytes:
     return file.getvalue()
 
 
+def bomb() -> bytes:
+    """A small file of a million pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (1000, 1000)).save(file, "PNG")
+    return file.getvalue()
+
+
 def upload(*pictures: bytes, **fields: Any) -> dict[str, Any]:
     """Arguments of httpx for a request to classify."""
     return {"files": [("images", (f"{k}.png", data)) for k, data in enumerate(pictures)], "data": fields}
@@ -51,6 +59,7 @@ def serve(adapters: dict[str, Path], scenario: Scenario, limits: Limits | None =
             assert app.state.service.batcher.admitted == 0
 
     asyncio.run(run())
+    gc.collect()  # here, and not in the middle of another test
 
 
 @contextmanager

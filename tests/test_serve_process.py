@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def test_a_busy_server_is_asked_again() -> None:
     busy = [httpx.Response(code, headers={"Retry-After": "0"}) for code in (429, 503)]
     client, asked = replies(*busy, httpx.Response(200, json={"tasks": []}))
     assert client.overview() == {"tasks": []}
+    client.close()
     assert [request.headers["authorization"] for request in asked] == [f"Bearer {TOKEN}"] * 3
 
 
@@ -192,8 +194,8 @@ def test_a_busy_server_is_asked_again() -> None:
     ],
 )
 def test_other_answers(response: httpx.Response, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        replies(response)[0].overview()
+    with closing(replies(response)[0]) as client, pytest.raises(error, match=words):
+        client.overview()
 
 
 def test_requests_keep_to_the_servers_limits(tmp_path: Path) -> None:

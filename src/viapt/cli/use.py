@@ -260,6 +260,7 @@ def predict_elsewhere(
         ConfigError: the server does not answer or refuses the request.
         DataError: it cannot read an image.
     """
+    from contextlib import closing
     from importlib.util import find_spec
 
     if find_spec("httpx") is None:
@@ -267,8 +268,8 @@ def predict_elsewhere(
     from viapt.serve.access import read_token
     from viapt.serve.client import Client
 
-    client = Client(server, read_token(token_file))
-    return client.classes(task), client.predict(task, files, **ask)
+    with closing(Client(server, read_token(token_file))) as client:
+        return client.classes(task), client.predict(task, files, **ask)
 
 
 def load_on_device(adapter: Path, weights: Path | None, quantise: str | None, compile: bool) -> PromptedClassifier:

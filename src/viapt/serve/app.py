@@ -15,6 +15,7 @@ from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi import Path as InPath
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import UploadFile as Upload
 from torch import Tensor
 
 from viapt.data.images import read_image
@@ -60,7 +61,7 @@ class Service:
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="viapt-decoding")
         self.transform = eval_transform(tasks.backbone.preprocessing)
 
-    async def classify(self, images: Sequence[UploadFile], asked: Question, names: Sequence[str]) -> Answers:
+    async def classify(self, images: Sequence[Upload], asked: Question, names: Sequence[str]) -> Answers:
         """All images for all these tasks (none: all that there are), as `asked` says."""
         models = self.tasks.models  # for the whole request, whatever is loaded or unloaded meanwhile
         names = chosen(models, names)
@@ -92,7 +93,7 @@ class Service:
             ]
         )
 
-    async def decode_all(self, images: Sequence[UploadFile]) -> Tensor:
+    async def decode_all(self, images: Sequence[Upload]) -> Tensor:
         """A batch, or the first problem; what was not begun then is left alone."""
         decoding = [asyncio.ensure_future(self.decode(image, k)) for k, image in enumerate(images)]
         try:
@@ -101,7 +102,7 @@ class Service:
             for task in decoding:
                 task.cancel()
 
-    async def decode(self, image: UploadFile, index: int) -> Tensor:
+    async def decode(self, image: Upload, index: int) -> Tensor:
         """An uploaded file as the backbone wants it.
 
         Raises:
@@ -311,6 +312,6 @@ def info(name: str, model: PromptedClassifier) -> TaskInfo:
     return TaskInfo(name=name, method=model.method.name, classes=model.classes, samples=samples(model))
 
 
-def title(image: UploadFile, index: int) -> str:
+def title(image: Upload, index: int) -> str:
     """What an uploaded file is called in answers."""
     return image.filename or f"image {index}"

@@ -15,6 +15,7 @@ from viapt.inference import Prediction
 
 PATIENCE = 60.0  # seconds in which a busy server is asked again
 AGAIN = (429, 503)
+SURROUNDING = 1024  # bytes of multipart about a file, and about all of them, at most
 
 
 class Client:
@@ -33,6 +34,10 @@ class Client:
             self.http = httpx.Client(base_url=url, headers=headers, timeout=60, transport=transport)
         except (httpx.InvalidURL, ValueError) as error:
             raise ConfigError(f"{url} is no address of a server ({error})", expected="http://HOST:PORT") from error
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self.http.close()
 
     def classes(self, task: str) -> list[str]:
         """Of a task.
@@ -120,10 +125,11 @@ def requests(files: Sequence[Path], images: int, size: int) -> Iterator[list[Pat
     batch: list[Path] = []
     total = 0
     for path in files:
-        share = path.stat().st_size + 1024 + len(str(path))  # and what surrounds it
-        if share + 1024 > size:
-            raise DataError(f"{path} has {share - 1024:,} bytes", expected=f"less than the server's {size:,}")
-        if batch and (len(batch) == images or total + share + 1024 > size):
+        own = path.stat().st_size
+        share = own + SURROUNDING + len(str(path))
+        if share + SURROUNDING > size:
+            raise DataError(f"{path} has {own:,} bytes", expected=f"less than the server's {size:,}")
+        if batch and (len(batch) == images or total + share + SURROUNDING > size):
             yield batch
             batch, total = [], 0
         batch.append(path)

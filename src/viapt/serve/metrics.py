@@ -13,17 +13,24 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
-        self.requests = Counter("viapt_requests", "Requests answered", ["route", "status"], **own)
+        self.requests = Counter("viapt_requests", "Requests answered", ["route", "status"], registry=self.registry)
         self.seconds = Histogram(
-            "viapt_request_seconds", "From the first byte to the answer", ["route"], buckets=SECONDS, **own
+            "viapt_request_seconds",
+            "From the first byte to the answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        self.images = Counter("viapt_images", "Images classified", **own)
-        self.batch_rows = Histogram("viapt_batch_rows", "Rows computed together", buckets=ROWS, **own)
-        self.batch_requests = Histogram("viapt_batch_requests", "Requests computed together", buckets=ROWS, **own)
-        self.batch_seconds = Histogram("viapt_batch_seconds", "Time to compute them", buckets=SECONDS, **own)
-        self.waiting = Gauge("viapt_queue_rows", "Rows admitted and not yet answered", **own)
-        self.tasks = Gauge("viapt_tasks", "Tasks loaded", **own)
+        self.images = Counter("viapt_images", "Images classified", registry=self.registry)
+        self.batch_rows = Histogram("viapt_batch_rows", "Rows computed together", buckets=ROWS, registry=self.registry)
+        self.batch_requests = Histogram(
+            "viapt_batch_requests", "Requests computed together", buckets=ROWS, registry=self.registry
+        )
+        self.batch_seconds = Histogram(
+            "viapt_batch_seconds", "Time to compute them", buckets=SECONDS, registry=self.registry
+        )
+        self.waiting = Gauge("viapt_queue_rows", "Rows admitted and not yet answered", registry=self.registry)
+        self.tasks = Gauge("viapt_tasks", "Tasks loaded", registry=self.registry)
 
     def text(self) -> bytes:
         """In Prometheus's text format."""
