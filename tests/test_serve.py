@@ -278,23 +278,36 @@ def test_too_many_requests_are_turned_away_unread(adapters: dict[str, Path]) -> 
     serve(adapters, scenario, Limits(requests=1))
 
 
-def test_a_task_may_be_unloaded_while_it_is_asked(adapters: dict[str, Path]) -> None:
+def test_a_task_may_be_unloaded_and_another_loaded_while_it_is_asked(adapters: dict[str, Path], folder: Path) -> None:
+    """Each request is answered by what was loaded when it came."""
+
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
-        with held(app) as begun:
-            first = asyncio.create_task(client.post("/v1/classify", **upload(picture(1), tasks="deep")))
-            await begun()
-            second = asyncio.create_task(client.post("/v1/classify", **upload(picture(2), tasks="deep")))
-            while not app.state.service.batcher.jobs:
+        jobs = app.state.service.batcher.jobs
+
+        def ask(seed: int) -> asyncio.Task[httpx.Response]:
+            return asyncio.create_task(client.post("/v1/classify", **upload(picture(seed), tasks="deep")))
+
+        async def queued(count: int) -> None:
+            while len(jobs) < count:
                 await asyncio.sleep(0.001)
+
+        with held(app) as begun:
+            first = ask(1)
+            await begun()
+            second = ask(2)
+            await queued(1)
             assert (await client.delete("/v1/tasks/deep")).status_code == 200
             refused(await client.post("/v1/classify", **upload(picture(), tasks="deep")), 404, "unknown_task")
-            third = asyncio.create_task(client.post("/v1/classify", **upload(picture(3), tasks="probe")))
-        for k, (name, response) in enumerate({"deep": first, "": second, "probe": third}.items(), start=1):
-            name = name or "deep"
-            check((await response).json()["images"][0]["tasks"][name], adapters[name], picture(k), "mean", 1, 0)
+            assert (await client.put("/v1/tasks/deep", json={"directory": "paper"})).status_code == 200
+            third = ask(3)
+            await queued(2)
+        for seed, (name, response) in enumerate((("deep", first), ("deep", second), ("paper", third)), start=1):
+            answer = (await response).json()["images"][0]["tasks"]["deep"]
+            check(answer, adapters[name], picture(seed), "mean", 1, 0)
+        assert (await client.delete("/v1/tasks/deep")).status_code == 200
         refused(await client.delete("/v1/tasks/deep"), 404, "unknown_task")
 
-    serve(adapters, scenario)
+    serve(adapters, scenario, roots=[folder])
 
 
 def test_a_request_that_fails_takes_no_other_with_it(adapters: dict[str, Path]) -> None:
