@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from viapt.methods import list_methods as list_methods
     from viapt.methods.base import PromptMethod as PromptMethod
     from viapt.model import PromptedClassifier as PromptedClassifier
+    from viapt.multitask import MultiTask as MultiTask
     from viapt.quantisation import quantise as quantise
     from viapt.round_calibration import calibrate_rounds as calibrate_rounds
     from viapt.training import fit as fit
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "viapt.backbones.base",
     "ExportedModel": "viapt.exported",
+    "MultiTask": "viapt.multitask",
     "PromptMethod": "viapt.methods.base",
     "PromptedClassifier": "viapt.model",
     "ViaptError": "viapt.errors",

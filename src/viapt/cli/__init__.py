@@ -16,6 +16,7 @@ from viapt.cli.demo import demo
 from viapt.cli.export import export
 from viapt.cli.fit import fit
 from viapt.cli.processes import check_processes, is_told_elsewhere, one_speaks
+from viapt.cli.serve import serve
 from viapt.errors import ViaptError
 from viapt.tables import say
 
@@ -56,6 +57,7 @@ app.command()(use.evaluate)
 app.command()(use.predict)
 app.command()(use.inspect)
 app.command()(export)
+app.command()(serve)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 

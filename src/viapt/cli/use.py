@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from viapt.comparison import Comparison
     from viapt.evaluation import LabelledImages
     from viapt.exported import ExportedModel
+    from viapt.inference import Prediction
     from viapt.model import PromptedClassifier
 
 Adapter = Annotated[Path, typer.Argument(help="Folder of a run, or of a saved adapter.")]
@@ -36,6 +37,10 @@ MaxDisagreement = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Of the samples of --policy fixed and multi (default: 0).")]
 Weights = Annotated[
     Path | None, typer.Option(help="Weights of the backbone, where the file is not where it was in training.")
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="File with the token of the server (default: the environment variable VIAPT_TOKEN)."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images in one pass.")]
 Quantise = Annotated[
@@ -118,7 +123,12 @@ def evaluate(
 
 
 def predict(
-    adapter: Annotated[Path, typer.Argument(help="Folder of a run, or of a saved adapter; or an exported file.")],
+    adapter: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a run, or of a saved adapter; or an exported file; or the name of a task of --server."
+        ),
+    ],
     paths: Annotated[list[str], typer.Argument(help="Image files, folders of them, or patterns such as '*.jpg'.")],
     policy: Annotated[
         Literal["mean", "fixed", "multi"] | None,
@@ -135,6 +145,8 @@ def predict(
     weights: Weights = None,
     quantise: Quantise = None,
     compile: Compile = False,
+    server: Annotated[str | None, typer.Option(help="Address of a viapt serve that is to do it: http://...")] = None,
+    token_file: TokenFile = None,
     form: Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="What is printed.")] = "table",
 ) -> None:
     """Classify images; with --policy multi, say how far the samples spread.
@@ -143,9 +155,10 @@ def predict(
     """
     from viapt.cli.paths import image_files
     from viapt.data import read_image
-    from viapt.tables import say
 
     files, good, bad = image_files(paths), [], []
+    if token_file and not server:
+        raise ConfigError("--token-file has no effect without --server", expected="--server URL")
 
     def readable() -> Iterator[Image.Image]:
         for file in files:
@@ -157,6 +170,19 @@ def predict(
             good.append(file)
             yield image
 
+    if server is not None:
+        local = {"weights": weights, "quantise": quantise, "compile": compile, "adaptive": adaptive}
+        check_remote(local | {"max-disagreement": max_disagreement})
+        rounds, seed = sampled(policy or "mean", rounds, seed)
+        for _ in readable():
+            pass  # what cannot be read is told here, by name, and not sent
+        if not good:
+            raise DataError(f"none of {len(bad)} images can be read: {'; '.join(bad[:5])}")
+        ask = {"policy": policy or "mean", "rounds": rounds, "seed": seed, "batch_size": batch_size}
+        classes, result = predict_elsewhere(server, token_file, str(adapter), good, ask)
+        show_prediction(classes, good, result, form)
+        report_bad(files, bad)
+        return
     model, options = open_model(adapter, policy, rounds, seed, weights, quantise, compile)
     if hasattr(model, "round_noise"):
         options |= adapted(adaptive, max_disagreement)
@@ -169,9 +195,7 @@ def predict(
             raise
         raise DataError(f"none of {len(bad)} images can be read: {'; '.join(bad[:5])}") from None
     show_prediction(model.classes, good, result, form, passes=adaptive)
-    if bad:
-        say(f"{len(bad)} of {len(files)} images cannot be read:", *bad)
-        raise typer.Exit(FAILED_IMAGES)
+    report_bad(files, bad)
 
 
 def inspect(
@@ -205,6 +229,47 @@ def inspect(
         print(json.dumps({"config": config, "inspection": found.to_dict()}, indent=2, ensure_ascii=False))
     else:
         show_inspection(adapter, config, found)
+
+
+def report_bad(files: list[Path], bad: list[str]) -> None:
+    """Name the images that cannot be read, if there are any, and exit with the code for that."""
+    from viapt.tables import say
+
+    if bad:
+        say(f"{len(bad)} of {len(files)} images cannot be read:", *bad)
+        raise typer.Exit(FAILED_IMAGES)
+
+
+def check_remote(given: dict[str, Any]) -> None:
+    """Refuse options that a server decides about.
+
+    Raises:
+        ConfigError: naming the first one that was given.
+    """
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"--{name} has no effect with --server", expected=f"no --{name}")
+
+
+def predict_elsewhere(
+    server: str, token_file: Path | None, task: str, files: list[Path], ask: dict[str, Any]
+) -> tuple[list[str], Prediction]:
+    """The classes of a server's task, and what it says of image files.
+
+    Raises:
+        ConfigError: the server does not answer or refuses the request.
+        DataError: it cannot read an image.
+    """
+    from contextlib import closing
+    from importlib.util import find_spec
+
+    if find_spec("httpx") is None:
+        raise ConfigError("viapt predict --server needs httpx", remedy="pip install 'viapt[serve]'")
+    from viapt.serve.access import read_token
+    from viapt.serve.client import Client
+
+    with closing(Client(server, read_token(token_file))) as client:
+        return client.classes(task), client.predict(task, files, **ask)
 
 
 def load_on_device(adapter: Path, weights: Path | None, quantise: str | None, compile: bool) -> PromptedClassifier:

@@ -71,8 +71,9 @@ class PromptMethod(nn.Module, ABC):
         """The prompts that enter block 0, given the embedded images and, to sample, standard normal noise.
 
         Args:
-            noise: None: the mean. In training it has `training_noise` rows for each image. There may be noise for a
-                multiple of the images (see `PromptedClassifier.classify`); there are then as many prompts.
+            noise: None: the mean, which is also what noise of 0 gives. In training it has `training_noise` rows for
+                each image. There may be noise for a multiple of the images (see `PromptedClassifier.classify`); there
+                are then as many prompts.
         """
 
     @abstractmethod

@@ -1,0 +1,388 @@
+"""Many tasks on one frozen backbone: a batch may mix tasks, methods and policies, and goes through the backbone once.
+
+A question is one image for one task; a row is one pass of it (a question under `multi` has as many as rounds). All rows
+go through the loop of `viapt.model` together, where each method gives prompts to the rows of its own tasks, and each
+head reads the features of its own rows.
+
+Rows are grouped by their number of prompts, and by whether anybody reads the prompts that leave a block, rather than
+padded to the longest: attention then needs no mask, so every row's answer is that of its task alone but for rounding,
+no token is computed for nothing, and any backbone serves. A group with no prompts computes each image once, however
+many tasks ask about it. Methods that work inside the backbone change its blocks, and have a pass of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from viapt.artifact import load
+from viapt.backbones import create_backbone
+from viapt.device import send
+from viapt.errors import ConfigError, DataError, did_you_mean
+from viapt.inference import Policy, Prediction, check_images, check_policy, evaluating, preprocessed, softmax
+from viapt.methods.base import PromptMethod
+from viapt.model import PromptedClassifier
+
+ROWS = 64  # in one pass through the backbone
+
+
+class Question(NamedTuple):
+    """One image for one task.
+
+    Attributes:
+        task: its name.
+        image: which one of the batch, from 0.
+        policy: "mean", "fixed" or "multi".
+        rounds: passes of `multi`, >= 1.
+        seed: of the noise of `fixed` and `multi`, >= 0.
+    """
+
+    task: str
+    image: int
+    policy: Policy = "mean"
+    rounds: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task says of an image.
+
+    Attributes:
+        probabilities: of each class of the task.
+        spread: their standard deviation over the rounds, for `multi`.
+        rounds: passes that were made.
+    """
+
+    probabilities: Float32[Tensor, " classes"]
+    spread: Float32[Tensor, " classes"] | None
+    rounds: int
+
+
+class MultiTask(Mapping[str, PromptedClassifier]):
+    """Tasks by name, all of them on one frozen backbone, which is held once.
+
+    Tasks may be added, replaced and removed at any time, from any thread: a pass that has begun ends with the tasks
+    that it began with. Passes take turns.
+
+    Args:
+        backbone: as in `viapt.create_backbone`: a name, or a module (a `Backbone` is used as it is, where it is).
+        tasks: name -> directory of an adapter.
+        rows: of one pass through the backbone, at most: what bounds its memory.
+
+    Raises:
+        ArtifactError: an adapter cannot be read, or was trained on another backbone.
+        BackboneError: the backbone cannot be built.
+        ConfigError: a name twice, or a method whose answers depend on the batch.
+    """
+
+    def __init__(
+        self, backbone: str | nn.Module, tasks: Mapping[str, str | Path] | None = None, *, rows: int = ROWS
+    ) -> None:
+        if rows < 1:
+            raise ConfigError(f"rows = {rows}", expected="at least 1")
+        self.backbone, self.rows = create_backbone(backbone), rows
+        self.models: dict[str, PromptedClassifier] = {}  # replaced as a whole, never changed
+        self.changing, self.passing = threading.Lock(), threading.Lock()
+        with torch.random.fork_rng(devices=[]):  # its head is never used
+            self.mixture = Mixture(self.backbone)
+            self.loop = PromptedClassifier(self.backbone, self.mixture, ["", "-"]).eval()
+        self.loop.to(self.device)
+        for name, directory in (tasks or {}).items():
+            self.add(name, directory)
+
+    def __getitem__(self, name: str) -> PromptedClassifier:
+        return self.models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.models)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return next(self.backbone.parameters()).device
+
+    def add(self, name: str, directory: str | Path, *, replace: bool = False) -> PromptedClassifier:
+        """Load an adapter as a task; with `replace`, in the place of one of the same name.
+
+        If it cannot be loaded, everything is as it was.
+
+        Returns:
+            Its model, in evaluation mode.
+
+        Raises:
+            ArtifactError: the adapter cannot be read, or was trained on another backbone.
+            ConfigError: the name is taken, or the method's answers depend on the batch.
+        """
+        with self.changing:
+            if name in self.models and not replace:
+                raise ConfigError(
+                    f"There is a task {name!r} already", expected="a new name", remedy="replace=True, or remove it"
+                )
+            model = load(directory, self.backbone, precision=str(self.backbone.dtype).removeprefix("torch."))
+            if model.method.batch_dependent:
+                raise ConfigError(
+                    f"{model.method.name} in {directory}, as configured, answers by the other images of the batch, too",
+                    expected="a method whose answers do not depend on whatever else is asked at the same time",
+                )
+            model.method.to(self.device)
+            model.head.to(self.device)
+            self.models = self.models | {name: model}
+        return model
+
+    def remove(self, name: str) -> None:
+        """Forget a task.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        with self.changing:
+            self.check_names([name], self.models)
+            self.models = {other: model for other, model in self.models.items() if other != name}
+
+    def predict(
+        self,
+        images: Any,
+        tasks: str | Sequence[str] | None = None,
+        policy: Policy = "mean",
+        rounds: int = 5,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> dict[str, Prediction]:
+        """Classify every image for every one of these tasks (None: all); arguments as in `viapt.inference.predict`.
+
+        Returns:
+            Task -> what it says, in the order of the images.
+
+        Raises:
+            ConfigError: unknown task or policy, no tasks, or a number out of range.
+            DataError: an image that cannot be read or has the wrong shape, no images, or probabilities that are not
+                finite.
+        """
+        models = self.models
+        names = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(models if tasks is None else tasks))
+        if not names:
+            raise ConfigError("No tasks", expected="at least one", remedy="tasks.add(name, directory)")
+        self.check_names(names, models)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size}", expected="at least 1")
+        answers: dict[str, list[Outcome]] = {name: [] for name in names}
+        for batch in preprocessed(self.backbone.preprocessing, images, batch_size):
+            questions = [
+                Question(name, image, policy, rounds, seed) for name in names for image in range(batch.shape[0])
+            ]
+            for question, outcome in zip(questions, self.answer(batch, questions, models), strict=True):
+                answers[question.task].append(outcome)
+        if not answers[names[0]]:
+            raise DataError("There are no images to predict", expected="at least one")
+        return {name: prediction(name, models[name], outcomes) for name, outcomes in answers.items()}
+
+    def answer(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        questions: Sequence[Question],
+        models: Mapping[str, PromptedClassifier] | None = None,
+    ) -> list[Outcome]:
+        """What the tasks say, in the order of the questions, on the CPU; all rows in as few passes as can be.
+
+        Args:
+            images: preprocessed, on any device.
+            questions: any mixture of tasks and policies.
+            models: `self.models` as it was at some moment; None: now.
+
+        Raises:
+            ConfigError: unknown task or policy, or a number out of range.
+            DataError: images of the wrong shape, or a question about none of them.
+        """
+        models = self.models if models is None else models
+        check_images(self.loop, images)
+        self.check_names([question.task for question in questions], models)
+        rows = []
+        for number, question in enumerate(questions):
+            check_policy(question.policy, question.rounds, question.seed)
+            if not 0 <= question.image < images.shape[0]:
+                raise DataError(f"A question is about image {question.image}", expected=f"0 to {images.shape[0] - 1}")
+            rows += rows_of(number, question, models[question.task])
+        rounds: list[list[Tensor]] = [[] for _ in questions]
+        with self.passing, evaluating(self.loop):
+            images = send(images, self.device)
+            for together in passes(rows, self.rows):
+                for row, logits in zip(together, self.logits(images, together), strict=True):
+                    rounds[row.question].append(logits)
+            self.mixture.take([])  # a task that is removed is not kept
+            return [
+                outcome(torch.stack(found), question.policy) for question, found in zip(questions, rounds, strict=True)
+            ]
+
+    def logits(self, images: Float[Tensor, "batch 3 height width"], rows: Sequence[Row]) -> list[Tensor]:
+        """Of rows that belong into one pass, those of a task one after the other."""
+        parts = list(consecutive(rows))
+        first = rows[0].model
+        if first.method.inside:
+            needed = images[[row.image for row in rows]]
+            return list(first.classify(first.embed(needed), noise(rows)))
+        images, places = used(images, rows)
+        tokens = self.backbone.embed(images, first.method.num_prompts)
+        if first.method.num_prompts == 0:
+            self.mixture.take([Part(first.method, images.shape[0], None)])
+            features = self.loop.run(tokens, None)[places]
+        else:
+            self.mixture.take([Part(part[0].model.method, len(part), noise(part)) for part in parts])
+            tokens = tokens._replace(prefix=tokens.prefix[places], patches=tokens.patches[places])
+            features = self.loop.run(tokens, None)
+        pieces = features.split([len(part) for part in parts])
+        return [row for part, piece in zip(parts, pieces, strict=True) for row in part[0].model.head(piece)]
+
+    def check_names(self, names: Sequence[str], models: Mapping[str, PromptedClassifier]) -> None:
+        """Refuse a task that is not there.
+
+        Raises:
+            ConfigError: with the closest name.
+        """
+        for name in names:
+            if name not in models:
+                raise ConfigError(
+                    f"There is no task {name!r}",
+                    expected=f"one of {', '.join(models)}" if models else "a task that was added",
+                    remedy=did_you_mean(name, models),
+                )
+
+
+class Row(NamedTuple):
+    """One pass of one question: which question, its task's model, its image, and (seed, index) of its noise."""
+
+    question: int
+    model: PromptedClassifier
+    image: int
+    draw: tuple[int, int] | None
+
+
+def rows_of(number: int, question: Question, model: PromptedClassifier) -> list[Row]:
+    """The passes of a question: as many, and with the same noise, as `viapt.inference` makes."""
+    if question.policy == "mean" or model.method.sampled_prompts == 0:
+        return [Row(number, model, question.image, None)]
+    rounds = question.rounds if question.policy == "multi" else 1
+    return [Row(number, model, question.image, (question.seed, index)) for index in range(rounds)]
+
+
+def passes(rows: Sequence[Row], limit: int) -> Iterator[list[Row]]:
+    """Rows that can go through the blocks together, at most `limit` at a time, those of a task next to each other."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        method = row.model.method
+        kind = id(row.model) if method.inside else (method.num_prompts, method.carries and method.num_prompts > 0)
+        groups.setdefault(kind, []).append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: (id(row.model), row.question))
+        if group[0].model.method.inside or group[0].model.method.num_prompts:
+            yield from (group[start : start + limit] for start in range(0, len(group), limit))
+            continue
+        images = list(dict.fromkeys(row.image for row in group))  # each of them is computed once
+        for start in range(0, len(images), limit):
+            some = set(images[start : start + limit])
+            yield [row for row in group if row.image in some]
+
+
+def consecutive(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows of each task."""
+    return (list(group) for _, group in groupby(rows, key=lambda row: id(row.model)))
+
+
+def used(images: Float[Tensor, "batch 3 height width"], rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """The images that these rows need, each once; and for each row, which of them."""
+    needed = {image: place for place, image in enumerate(sorted({row.image for row in rows}))}
+    places = torch.tensor([needed[row.image] for row in rows], device=images.device)
+    return images if len(needed) == images.shape[0] else images[list(needed)], places
+
+
+def noise(rows: Sequence[Row]) -> Float[Tensor, "rows sampled dim"] | None:
+    """For rows of one task; 0, which is the mean, where nothing is drawn."""
+    draws = {row.draw for row in rows}
+    if draws == {None}:
+        return None
+    model = rows[0].model
+    known = {draw: model.draw_noise(1, seed=draw[0], index=draw[1]) for draw in draws if draw is not None}
+    silent = torch.zeros_like(next(iter(known.values())))
+    return torch.cat([silent if row.draw is None else known[row.draw] for row in rows])
+
+
+class Part(NamedTuple):
+    """Rows that a method gives prompts to: how many, one after the other, and their noise."""
+
+    method: PromptMethod
+    rows: int
+    noise: Float[Tensor, "rows sampled dim"] | None
+
+
+class Mixture(PromptMethod):
+    """Several methods with equally many prompts, each for some rows of a batch: told anew before every pass."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__(backbone.dim, backbone.depth, backbone.patch_size)
+        self.parts: list[Part] = []
+
+    def take(self, parts: list[Part]) -> None:
+        """What the next pass is made of; all of one number of prompts, and all or none of them carry."""
+        self.parts = parts
+        for part in parts[:1]:
+            self.num_prompts, self.carries = part.method.num_prompts, part.method.carries
+
+    def start(
+        self,
+        patches: Float[Tensor, "batch n dim"],
+        grid: tuple[int, int],
+        noise: Float[Tensor, "rows lambda_ dim"] | None,
+    ) -> Float[Tensor, "rows p dim"]:
+        pieces = patches.split([part.rows for part in self.parts])
+        return joined(
+            [part.method.start(piece, grid, part.noise) for part, piece in zip(self.parts, pieces, strict=True)]
+        )
+
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
+        pieces = prompts.split([part.rows for part in self.parts])
+        return joined([part.method.carry(layer, piece) for part, piece in zip(self.parts, pieces, strict=True)])
+
+
+def joined(prompts: list[Float[Tensor, "_ p dim"]]) -> Float[Tensor, "rows p dim"]:
+    """Of all rows; those of one method alone stay as they are, which may be one in memory for all."""
+    return prompts[0] if len(prompts) == 1 else torch.cat(prompts)
+
+
+def outcome(logits: Float[Tensor, "rounds classes"], policy: Policy) -> Outcome:
+    """Of the rounds of a question."""
+    probabilities = softmax(logits).cpu()
+    spread = probabilities.std(0, correction=0) if policy == "multi" else None
+    return Outcome(probabilities.mean(0), spread, logits.shape[0])
+
+
+def prediction(name: str, model: PromptedClassifier, outcomes: Sequence[Outcome]) -> Prediction:
+    """What a task says of all images.
+
+    Raises:
+        DataError: a probability is not finite.
+    """
+    probabilities = torch.stack([outcome.probabilities for outcome in outcomes])
+    if not bool(probabilities.isfinite().all()):
+        worst = int((~probabilities.isfinite()).any(1).nonzero()[0])
+        raise DataError(
+            f"The probabilities of image {worst} (counting from 0) for {name} are not finite",
+            expected="finite pixels and finite weights",
+        )
+    spreads = [outcome.spread for outcome in outcomes if outcome.spread is not None]
+    return Prediction(
+        labels=[model.classes[index] for index in probabilities.argmax(1).tolist()],
+        probabilities=probabilities,
+        spread=torch.stack(spreads) if spreads else None,
+        rounds=torch.tensor([outcome.rounds for outcome in outcomes]),
+    )

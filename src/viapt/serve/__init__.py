@@ -1,0 +1,1 @@
+"""Many tasks on one backbone as a service over HTTP: `viapt serve`. Needs the extra `serve`; see docs/serving.md."""

@@ -1,0 +1,133 @@
+"""What a request meets before anybody reads it: the token, the number of others, the size and the speed of its body."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from viapt.serve.limits import Limits
+from viapt.serve.metrics import Metrics
+from viapt.serve.problems import Problem
+
+OPEN = ("/healthz", "/readyz")  # for whoever starts and watches the process: they tell nothing else
+
+
+class Gate:
+    """ASGI middleware, the outermost one.
+
+    Args:
+        app: what it guards.
+        token: that every request but those of `OPEN` must carry; None: none is needed.
+    """
+
+    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str | None) -> None:
+        self.app, self.limits, self.metrics, self.token = app, limits, metrics, token
+        self.inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 499  # what nginx calls a client that went away
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.guarded(scope, receive, noted)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(time.monotonic() - began)
+
+    async def guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or say why not."""
+        if scope["path"] in OPEN:
+            await self.app(scope, receive, send)
+            return
+        try:
+            self.check(scope)
+        except Problem as problem:
+            response = problem.response()
+            response.headers["Connection"] = "close"  # its body is never read
+            await response(scope, receive, send)
+            return
+        self.inside += 1
+        try:
+            await self.app(scope, Body(receive, self.limits), send)
+        finally:
+            self.inside -= 1
+
+    def check(self, scope: Scope) -> None:
+        """Refuse what can be refused by the headers alone.
+
+        Raises:
+            Problem: a missing or wrong token, a body that says it is too large, too many requests at a time.
+        """
+        headers = dict(scope["headers"])
+        if self.token is not None:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self.token.encode()):
+                raise Problem(
+                    401,
+                    "unauthorised",
+                    "The token is wrong" if given else "There is no token",
+                    expected="the header Authorization: Bearer TOKEN",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > self.limits.request_bytes:
+            raise too_large(self.limits)
+        if self.inside >= self.limits.requests:
+            raise Problem(
+                503, "busy", f"{self.inside} requests are being answered", remedy="send it again later", retry_after=1
+            )
+
+
+class Body:
+    """The messages of a request's body, as long as they are not too many and not too late."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self.receive, self.limits = receive, limits
+        self.bytes, self.complete = 0, False
+        self.deadline = time.monotonic() + limits.upload
+
+    async def __call__(self) -> Any:
+        if self.complete:
+            return await self.receive()  # waits for the client to go away
+        try:
+            message = await asyncio.wait_for(self.receive(), self.deadline - time.monotonic())
+        except TimeoutError:
+            raise Problem(
+                408, "slow_upload", f"The body did not arrive within {self.limits.upload:g} s", headers=CLOSE
+            ) from None
+        self.bytes += len(message.get("body", b""))
+        if self.bytes > self.limits.request_bytes:
+            raise too_large(self.limits)
+        self.complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
+
+
+CLOSE = {"Connection": "close"}
+
+
+def too_large(limits: Limits) -> Problem:
+    """A body beyond the bound."""
+    return Problem(
+        413,
+        "request_too_large",
+        "The body of the request is too large",
+        expected=f"at most {limits.request_bytes:,} bytes",
+        remedy="send fewer or smaller images at a time",
+        headers=CLOSE,
+    )

@@ -1,0 +1,45 @@
+"""What a server takes on at a time: everything that a client could make it hold is bounded here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from viapt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All numbers are above 0 (`wait`: 0 or above).
+
+    Attributes:
+        wait: seconds that a question waits for others to share its pass, at most.
+        rows: of one pass through the backbone (a row is one round of one image for one task).
+        queue: rows that are admitted and not yet answered; beyond them, requests are told to come back (429).
+        requests: that upload or wait at the same time; beyond them, others are turned away unread (503).
+        request_bytes: of one request's body.
+        images: in one request.
+        pixels: of one image, by its header, before any of them is decoded.
+        rounds: of the policy `multi`.
+        upload: seconds until a request's body has arrived.
+        timeout: seconds until its answer is there.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+
+    wait: float = 0.005
+    rows: int = 64
+    queue: int = 512
+    requests: int = 64
+    request_bytes: int = 32 * 2**20
+    images: int = 32
+    pixels: int = 25_000_000
+    rounds: int = 32
+    upload: float = 20.0
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < float("inf") or (value == 0 and field.name != "wait"):
+                raise ConfigError(f"The limit {field.name} is {value}", expected="a number above 0")

@@ -1,0 +1,38 @@
+"""The process: where it listens, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import uvicorn
+from fastapi import FastAPI
+
+from viapt.errors import ConfigError
+from viapt.serve.limits import Limits
+
+
+def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
+    """Serve until SIGTERM or SIGINT; then return (SIGTERM) or raise (SIGINT).
+
+    In the end nothing listens any more, and requests that have begun are answered, those included that still upload.
+
+    Raises:
+        ConfigError: the address is taken.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="info",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=int(limits.timeout) + 5,
+    )
+    server = uvicorn.Server(config)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn raises again when all is done
+    try:
+        asyncio.run(server.serve())
+    except SystemExit:  # uvicorn has said why
+        raise ConfigError(f"Nothing can listen on {host}:{port}", remedy="another --port or --host") from None

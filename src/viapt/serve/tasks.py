@@ -1,0 +1,74 @@
+"""Which adapters a server has: those it starts with, and those that may be loaded while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from viapt.adapter_files import CONFIG, read_config
+from viapt.artifact import restore_backbone
+from viapt.create import cast
+from viapt.device import default_device
+from viapt.errors import ConfigError
+from viapt.multitask import MultiTask
+from viapt.serve.problems import Problem
+
+
+def adapters_in(folders: Iterable[Path]) -> dict[str, Path]:
+    """Name -> folder of each adapter: folders that are one, and those directly inside folders that are none.
+
+    Raises:
+        ConfigError: a folder without adapters, or two of one name.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if (folder / CONFIG).is_file():
+            some = [folder]
+        else:
+            some = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+        if not some:
+            raise ConfigError(f"There are no adapters in {folder}", expected="an adapter, or a folder of adapters")
+        for path in some:
+            name = path.resolve().name
+            if name in found:
+                raise ConfigError(
+                    f"{found[name]} and {path} would both be called {name!r}", remedy="rename one of the folders"
+                )
+            found[name] = path
+    return found
+
+
+def open_tasks(folders: Sequence[Path], weights: Path | None, rows: int) -> MultiTask:
+    """The tasks of these folders, on the backbone of the first, where it computes fastest.
+
+    Raises:
+        ArtifactError: an adapter cannot be read, or was trained on another backbone than the first.
+        BackboneError: the backbone cannot be built.
+        ConfigError: see `adapters_in`, or a method whose answers depend on the batch.
+    """
+    adapters = adapters_in(folders)
+    first = next(iter(adapters.values()))
+    recorded = read_config(first)["backbone"]
+    backbone = restore_backbone(first, recorded, None, weights)
+    cast(backbone, recorded["precision"])
+    return MultiTask(backbone.to(default_device()), adapters, rows=rows)
+
+
+def below(roots: Sequence[Path], directory: str) -> Path:
+    """A folder that a client names, links followed.
+
+    Raises:
+        Problem: it does not lie below one of the roots, or there are none.
+    """
+    if not roots:
+        raise Problem(
+            403, "loading_is_off", "Adapters are not loaded at run time here", expected="a server with --root"
+        )
+    for root in (root.resolve() for root in roots):
+        try:
+            path = (root / directory).resolve()
+        except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
+            continue
+        if path.is_relative_to(root) and path != root and path.is_dir():
+            return path
+    raise Problem(403, "not_allowed", f"{directory!r} is no folder below the server's roots", expected="one that is")

@@ -1,0 +1,85 @@
+"""A small service for tests: its tasks, pictures to send, and ways to hold its computation up."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+from PIL import Image
+
+from viapt.multitask import MultiTask
+from viapt.serve.app import create_app
+from viapt.serve.limits import Limits
+from viapt.testing.subject import tiny_vit
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (40, 36)) -> bytes:
+    """A PNG of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A small file of a million pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (1000, 1000)).save(file, "PNG")
+    return file.getvalue()
+
+
+def upload(*pictures: bytes, **fields: Any) -> dict[str, Any]:
+    """Arguments of httpx for a request to classify."""
+    return {"files": [("images", (f"{k}.png", data)) for k, data in enumerate(pictures)], "data": fields}
+
+
+Scenario = Callable[[httpx.AsyncClient, FastAPI], Awaitable[None]]
+
+
+def serve(adapters: dict[str, Path], scenario: Scenario, limits: Limits | None = None, **options: Any) -> None:
+    """A scenario with a new service of these adapters; at the end, nothing is left behind."""
+    app = create_app(MultiTask(tiny_vit(), adapters), limits=limits, **options)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client,
+        ):
+            await scenario(client, app)
+            assert app.state.service.batcher.admitted == 0
+
+    asyncio.run(run())
+    gc.collect()  # here, and not in the middle of another test
+
+
+@contextmanager
+def held(app: FastAPI) -> Iterator[Callable[[], Awaitable[None]]]:
+    """Inside, passes begin and do not end; gives something that waits until one has begun."""
+    tasks, begun, free = app.state.service.tasks, threading.Event(), threading.Event()
+    answer = tasks.answer
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        free.wait()
+        return answer(*arguments)
+
+    async def wait() -> None:
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+
+    tasks.answer = slow
+    try:
+        yield wait
+    finally:
+        free.set()
+        tasks.answer = answer

@@ -1,0 +1,208 @@
+"""One real process on loopback: the command, its client, and its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli_cases import write_backbone
+from serve_cases import picture
+from viapt.cli import main
+from viapt.create import create_model
+from viapt.errors import ConfigError, DataError
+from viapt.serve.client import Client, requests
+
+TOKEN = "a-token-of-some-length"
+PATIENCE = 500  # seconds; machines may be busy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters, and pictures of which one is damaged."""
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "tiny").mkdir()
+    backbone = write_backbone(folder / "tiny")
+    for name, method in (("paper", "viapt"), ("deep", "vpt-deep")):
+        options = {"num_prompts": 4} | ({"num_instance_prompts": 2} if method == "viapt" else {})
+        model = create_model(backbone, method, classes=["a b", "ü", "c"], precision="float32", **options)
+        model.save_pretrained(folder / "adapters" / name)
+    (folder / "photos").mkdir()
+    for k in range(3):
+        (folder / "photos" / f"{k}.png").write_bytes(picture(k))
+    (folder / "photos" / "3.png").write_bytes(picture(3)[:300])
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`viapt serve` in a process of its own, ready; it is killed if it does not end by itself."""
+    port, log = free_port(), (folder / "log").open("w")
+    arguments = ["serve", str(folder / "adapters"), "--port", str(port), "--max-images", "2"]
+    command = [sys.executable, "-m", "viapt", *arguments]
+    environment = os.environ | {"VIAPT_TOKEN": TOKEN, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
+    while not reached(port):
+        assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.05)
+    yield url, process
+    process.kill()
+    process.wait()
+    log.close()
+
+
+def reached(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def run(capsys: Any, *arguments: object) -> tuple[Any, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return stopped.value.code, *capsys.readouterr()
+
+
+def test_the_client_gives_what_a_local_prediction_gives(
+    server: tuple[str, Any], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    ask = [folder / "photos", "--policy", "multi", "--rounds", 3, "--seed", 2, "--format", "json"]
+    code, out, err = run(capsys, "predict", folder / "adapters" / "paper", *ask)
+    assert code == 3 and "3.png" in err
+    monkeypatch.setenv("VIAPT_TOKEN", TOKEN)
+    remote_code, remote, err = run(capsys, "predict", "paper", *ask, "--server", server[0])
+    assert remote_code == 3 and "3.png" in err
+    expected, found = json.loads(out), json.loads(remote)
+    assert len(expected) == len(found) == 3
+    for one, other in zip(expected, found, strict=True):
+        assert (one["path"], one["label"]) == (other["path"], other["label"])
+        for kind in ("probabilities", "spread"):
+            assert one[kind] == pytest.approx(other[kind], abs=1e-5)
+
+
+def test_the_client_says_what_is_wrong(
+    server: tuple[str, Any], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = folder / "photos" / "0.png"
+    monkeypatch.delenv("VIAPT_TOKEN", raising=False)
+    wrong = {
+        ("paper", photo, "--server", server[0]): "401",
+        ("paper", photo, "--server", f"http://127.0.0.1:{free_port()}"): "does not answer",
+        ("paper", photo, "--server", "nonsense"): "does not answer",
+        ("paper", photo, "--server", server[0], "--compile"): "no effect",
+        ("paper", photo, "--token-file", "x"): "no effect",
+        ("paper", folder / "photos" / "3.png", "--server", server[0]): "none of 1",
+    }
+    for arguments, words in wrong.items():
+        code, _, err = run(capsys, "predict", *arguments)
+        assert code == 2 and words in err, err
+    monkeypatch.setenv("VIAPT_TOKEN", TOKEN)
+    code, _, err = run(capsys, "predict", "papier", photo, "--server", server[0])
+    assert code == 2 and "no task 'papier'" in err
+
+
+def test_on_sigterm_what_has_begun_is_answered(server: tuple[str, subprocess.Popen[str]], folder: Path) -> None:
+    url, process = server
+    port = int(url.rpartition(":")[2])
+    request = httpx.Request("POST", f"{url}/v1/classify", files={"images": ("a.png", picture())})
+    body = request.read()
+    head = (
+        "POST /v1/classify HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nContent-Type: {request.headers['content-type']}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        connection.sendall(head.encode())
+        assert b"100 Continue" in connection.recv(1000)  # now somebody waits for the body
+        process.send_signal(signal.SIGTERM)
+        while reached(port):
+            time.sleep(0.05)
+        connection.sendall(body)
+        answer = b""
+        while piece := connection.recv(10_000):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200") and b'"paper"' in answer
+    assert process.wait(PATIENCE) == 0, (folder / "log").read_text()
+
+
+def test_another_address_needs_a_token(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIAPT_TOKEN", raising=False)
+    code, _, err = run(capsys, "serve", folder / "adapters", "--host", "0.0.0.0")
+    assert code == 2 and "no token" in err
+    code, _, err = run(capsys, "serve", folder / "photos")
+    assert code == 2 and "no adapters" in err
+    code, _, err = run(capsys, "serve", folder / "adapters", "--root", folder / "nowhere")
+    assert code == 2 and "no folder" in err
+
+
+def replies(*given: httpx.Response) -> tuple[Client, list[httpx.Request]]:
+    """A client whose server gives these answers, one after the other; and what it was asked."""
+    asked: list[httpx.Request] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return given[len(asked) - 1]
+
+    return Client("http://test", TOKEN, httpx.MockTransport(reply)), asked
+
+
+def test_a_busy_server_is_asked_again() -> None:
+    busy = [httpx.Response(code, headers={"Retry-After": "0"}) for code in (429, 503)]
+    client, asked = replies(*busy, httpx.Response(200, json={"tasks": []}))
+    assert client.overview() == {"tasks": []}
+    client.close()
+    assert [request.headers["authorization"] for request in asked] == [f"Bearer {TOKEN}"] * 3
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "words"),
+    [
+        (httpx.Response(503, headers={"Retry-After": "3600"}, text="no"), ConfigError, "503 and nothing"),
+        (httpx.Response(200, text="<html>"), ConfigError, "200 and nothing"),
+        (httpx.Response(404, json={"detail": "x"}), ConfigError, "404 and nothing"),
+        (
+            httpx.Response(
+                422, json={"error": {"code": "unreadable_image", "message": "0.png", "expected": None, "remedy": None}}
+            ),
+            DataError,
+            "0.png",
+        ),
+    ],
+)
+def test_other_answers(response: httpx.Response, error: type[Exception], words: str) -> None:
+    with closing(replies(response)[0]) as client, pytest.raises(error, match=words):
+        client.overview()
+
+
+def test_requests_keep_to_the_servers_limits(tmp_path: Path) -> None:
+    files = [tmp_path / str(k) for k in range(5)]
+    for file, size in zip(files, (100, 100, 100, 20_000, 100), strict=True):
+        file.write_bytes(b"x" * size)
+    assert [len(batch) for batch in requests(files, 2, 50_000)] == [2, 2, 1]
+    assert [len(batch) for batch in requests(files, 5, 23_000)] == [3, 1, 1]
+    with pytest.raises(DataError, match="20,000 bytes"):
+        list(requests(files, 5, 15_000))
