@@ -43,7 +43,7 @@ def main(photos: str, backbone: str, out: str) -> dict[str, float]:
     """Fit, evaluate, load, predict; what `evaluate` reported of the test images."""
     source = read_source(photos)
     split = split_items([item.key for item in source.items], [item.label for item in source.items])
-    prompts = {"num_prompts": 6, "num_instance_prompts": 2, "kept_dim": 16}
+    prompts: dict[str, Any] = {"num_prompts": 6, "num_instance_prompts": 2, "kept_dim": 16}
     model = viapt.create_model(backbone, "viapt", classes=source.classes, **prompts)
     trainer = Trainer(
         TrainerModel(model),

@@ -12,7 +12,9 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import imports
 
 import viapt.acceleration
+from cli_cases import write_backbone, write_photos
 from training_cases import quiet, tiny_data, tiny_model
+from viapt.cli import main
 from viapt.errors import ConfigError
 
 
@@ -105,3 +107,13 @@ def test_other_trackers_are_refused(wanted: Any, message: str, tmp_path: Path) -
     with pytest.raises(ConfigError, match=message):
         quiet(tiny_model(), tiny_data(), log_with=wanted)
     assert not viapt.acceleration.accelerated().trackers
+
+
+def test_the_command_hands_trackers_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "backbone").mkdir()
+    backbone = write_backbone(tmp_path / "backbone")
+    photos = write_photos(tmp_path / "photos", {"cat": (220, 30, 30), "dog": (30, 30, 220)}, 6, "{}.jpg")
+    arguments = "fit", photos, "--backbone", backbone, "--out", tmp_path / "run", "--log-with", "notes"
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code == 2 and "no tracker 'notes'" in " ".join(capsys.readouterr().err.split())
