@@ -34,15 +34,15 @@ FLOORS: list[set[str]] = [
     {"create", "data", "quantisation", "recipe"},
     {"training", "training_state", "history", "progress", "evaluation", "comparison", "inference"}
     | {"artifact", "adapter_files", "model_card", "acceleration", "optimization", "exported"}
-    | {"sampling", "round_calibration", "caching", "pruning", "multitask"},
-    {"runs", "inspection", "testing"},
+    | {"sampling", "round_calibration", "caching", "pruning", "multitask", "hub", "publishing"},
+    {"runs", "inspection", "testing", "estimator", "trainer", "vpt_checkpoint"},
     {"bench", "serve", "report", "export", "demo"},
     {"cli"},
     {"viapt", "__main__"},  # the public names, and `python -m viapt`
 ]
 
 # The verbs of a model, which hand over to a floor above when they are called.
-LATE = {("model", "artifact"), ("model", "inference")}
+LATE = {("model", "artifact"), ("model", "inference"), ("model", "publishing")}
 
 
 def floor(room: str) -> int:

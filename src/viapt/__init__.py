@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from viapt.create import create_model as create_model
     from viapt.data.packaged import list_tasks as list_tasks
     from viapt.errors import ViaptError as ViaptError
+    from viapt.estimator import ViaPTClassifier as ViaPTClassifier
     from viapt.evaluation import evaluate as evaluate
     from viapt.exported import ExportedModel as ExportedModel
     from viapt.exported import load_exported as load_exported
@@ -37,6 +38,7 @@ _HOMES = {
     "MultiTask": "viapt.multitask",
     "PromptMethod": "viapt.methods.base",
     "PromptedClassifier": "viapt.model",
+    "ViaPTClassifier": "viapt.estimator",
     "ViaptError": "viapt.errors",
     "calibrate_rounds": "viapt.round_calibration",
     "create_backbone": "viapt.backbones",

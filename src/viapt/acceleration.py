@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, MLflowTracker, WandBTracker
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,25 +24,34 @@ from viapt.errors import ConfigError, TrainingError
 from viapt.model import PromptedClassifier
 
 TENSORBOARD = "tensorboard"
+PROJECT = "viapt"  # what W&B and MLflow call it
+SERVICES: dict[str, Callable[[str], GeneralTracker]] = {"wandb": WandBTracker, "mlflow": MLflowTracker}
+Trackers = str | GeneralTracker | Sequence[str | GeneralTracker]
 PATIENCE = timedelta(minutes=30)  # with a process that reads its data more slowly than the others
 OTHER_WAYS = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA}
 
 
-def accelerated(tensorboard: Path | None = None) -> Accelerator:
+def accelerated(tensorboard: Path | None = None, log_with: Trackers = ()) -> Accelerator:
     """accelerate for this process, which joins the others if several were launched; without autocast.
 
     The frozen backbone computes in its own precision.
 
+    Args:
+        tensorboard: the folder below which TensorBoard's files are written; None for none.
+        log_with: other trackers: "wandb", "mlflow", or trackers of accelerate as they are.
+
     Raises:
-        ConfigError: TensorBoard is wanted and not installed.
+        ConfigError: a tracker that is unknown or not installed.
         TrainingError: accelerate is configured to cut the model in pieces.
     """
     if tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard is not installed", remedy="pip install 'viapt[tensorboard]'")
+    others = [log_with] if isinstance(log_with, str | GeneralTracker) else log_with
+    trackers = [*([] if tensorboard is None else [TENSORBOARD]), *map(tracker, others)]
     joined = dist.is_available() and dist.is_initialized()
     accelerator = Accelerator(
         mixed_precision="no",  # the frozen backbone has its precision already
-        log_with=None if tensorboard is None else TENSORBOARD,
+        log_with=trackers or None,
         project_config=None if tensorboard is None else ProjectConfiguration(logging_dir=str(tensorboard)),
         cpu=not torch.accelerator.is_available(),  # without being told, accelerate has no processes on CPUs
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -55,6 +65,24 @@ def accelerated(tensorboard: Path | None = None) -> Accelerator:
             remedy="accelerate launch --multi_gpu (or --cpu) --num_processes N",
         )
     return accelerator
+
+
+def tracker(wanted: str | GeneralTracker) -> GeneralTracker:
+    """A tracker by its name, not yet started; or as it is.
+
+    Raises:
+        ConfigError: there is none of this name, or what it needs is not installed.
+    """
+    if isinstance(wanted, GeneralTracker):
+        return wanted
+    if wanted not in SERVICES:
+        raise ConfigError(
+            f"There is no tracker {wanted!r} here",
+            expected=f"{' or '.join(SERVICES)}, or a GeneralTracker of accelerate; TensorBoard has a switch of its own",
+        )
+    if importlib.util.find_spec(wanted) is None:
+        raise ConfigError(f"{wanted} is not installed", remedy=f"pip install 'viapt[{wanted}]'")
+    return SERVICES[wanted](PROJECT)
 
 
 def leave() -> None:
@@ -80,11 +108,19 @@ def replicated(model: PromptedClassifier, device: torch.device) -> nn.Module:
 
 
 @contextmanager
-def tracked(accelerator: Accelerator, step: int) -> Iterator[None]:
-    """Trackers from this step on; what they recorded beyond it before an interruption is dropped."""
-    accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": step + 1}})
+def tracked(accelerator: Accelerator, step: int, facts: Mapping[str, Any]) -> Iterator[None]:
+    """Trackers from this step on; TensorBoard drops what it recorded beyond it before an interruption.
+
+    Args:
+        step: where the training stands.
+        facts: about the training, for the trackers that are not TensorBoard.
+    """
+    accelerator.init_trackers(TENSORBOARD, init_kwargs={TENSORBOARD: {"purge_step": step + 1}})
     try:
+        for started in accelerator.trackers:
+            if started.name != TENSORBOARD:
+                started.store_init_configuration(dict(facts))
         yield
     finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
+        for started in accelerator.trackers:
+            started.finish()

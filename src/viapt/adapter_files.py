@@ -51,7 +51,10 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     folder = Path(directory)
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
-        raise ArtifactError(f"{folder} {problem}", expected="a folder that save_pretrained wrote")
+        raise ArtifactError(
+            f"{folder} {problem}",
+            expected="a folder that save_pretrained wrote, or hf://user/name for an adapter on a model hub",
+        )
     try:
         config = json.loads(read_file(folder / CONFIG, CONFIG_LIMIT), parse_constant=not_json)
     except (ValueError, RecursionError) as error:

@@ -32,6 +32,7 @@ from viapt.backbones.base import Backbone, Preprocessing
 from viapt.checkpoint import digest
 from viapt.create import cast
 from viapt.errors import ArtifactError, ConfigError
+from viapt.hub import adapter_folder
 from viapt.methods import create_method
 from viapt.methods.base import PromptMethod
 from viapt.model import PromptedClassifier
@@ -79,18 +80,20 @@ def load(
     """A saved model, in evaluation mode on the CPU; its outputs are those of the model that was saved, bit for bit.
 
     Args:
-        directory: where `save_pretrained` put it.
+        directory: where `save_pretrained` put it; or hf://user/name[@revision], an adapter on a model hub, of which a
+            copy is kept in the hub's cache. A folder of that name wins.
         backbone: where the adapter's own description of it does not serve: a module, or a name as in `create_model`. A
             timm module is copied; a `Backbone` is used, and cast if need be.
         weights: the safetensors file of the backbone's weights, where it is not where it was.
         precision: of the backbone, as in `create_model`; None: that of the saved model. Others give other bits.
 
     Raises:
-        ArtifactError: files are missing, altered or newer than this version, or the backbone has other weights.
+        ArtifactError: files are missing, altered or newer than this version, the hub has none, or the backbone has
+            other weights.
         BackboneError: the backbone cannot be built.
         ConfigError: unknown precision.
     """
-    folder = Path(directory)
+    folder = adapter_folder(directory)
     config = read_config(folder)
     tensors = read_tensors(folder, config)
     frozen = restore_backbone(folder, config["backbone"], backbone, weights)

@@ -169,6 +169,12 @@ class PromptedClassifier(nn.Module):
 
         return save_pretrained(self, directory, training=training)
 
+    def push_to_hub(self, name: str, *, private: bool = True, training: Mapping[str, Any] | None = None) -> str:
+        """Put the adapter on a model hub; see `viapt.publishing.push_to_hub`."""
+        from viapt.publishing import push_to_hub
+
+        return push_to_hub(self, name, private=private, training=training)
+
     def predict(
         self,
         images: Any,

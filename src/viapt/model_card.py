@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 NAMED_CLASSES = 50  # more are only counted
+PLACE = "path/to/this/folder"
 
 
 def model_card(config: dict[str, Any], parameters: dict[str, int], tensor_bytes: int) -> str:
@@ -54,7 +55,7 @@ def model_card(config: dict[str, Any], parameters: dict[str, int], tensor_bytes:
             "```python",
             "import viapt",
             "",
-            f'model = viapt.load("path/to/this/folder"{argument})',
+            f'model = viapt.load("{PLACE}"{argument})',
             'result = model.predict(["photo.jpg"])',
             "print(result.labels, result.probabilities)",
             "```",

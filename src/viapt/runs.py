@@ -13,7 +13,7 @@ The same call resumes a run that was interrupted, whenever that was.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,6 +93,7 @@ def run(
     compile: bool = False,
     cache: Cache | None = "auto",
     tensorboard: bool = False,
+    log_with: Sequence[str] = (),
     console: Console | None = None,
 ) -> tuple[PromptedClassifier, dict[str, Any]]:
     """Fit a method to data, test it once, save it; or go on with a run that was interrupted.
@@ -103,7 +104,7 @@ def run(
         settings: what decides the outcome.
         task: what the result record calls the data; by default the name of the folder or file.
         overwrite: forget the run that `out` holds.
-        workers, checkpointing, compile, cache, tensorboard: see `fit`.
+        workers, checkpointing, compile, cache, tensorboard, log_with: see `fit`.
         console: where progress is shown; None for silence.
 
     Launched in several processes, all fit together (see `fit`), and the main one writes.
@@ -156,6 +157,7 @@ def run(
         overwrite=overwrite,
         config={"augmentation": settings.augmentation},
         tensorboard=tensorboard,
+        log_with=log_with,
         progress=console is not None,
     )
     record = history.record(task=task or Path(data).resolve().stem, method=settings.method)

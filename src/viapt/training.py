@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from viapt.acceleration import TENSORBOARD, accelerated, tracked
+from viapt.acceleration import TENSORBOARD, Trackers, accelerated, tracked
 from viapt.caching import Cache, cached
 from viapt.checkpoint import Checkpoint, exclusive, load_checkpoint, remove_checkpoints, save_checkpoint, shared
 from viapt.device import prepare_process
@@ -65,6 +65,7 @@ def fit(
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
     tensorboard: bool = False,
+    log_with: Trackers = (),
     progress: bool = True,
 ) -> History:
     """Train method and head of `model` in place, and leave it in evaluation mode on the device that accelerate chose.
@@ -110,6 +111,7 @@ def fit(
         overwrite: forget an earlier training in `out`.
         config: JSON values that must be equal, too, for a training to be resumed.
         tensorboard: write TensorBoard files.
+        log_with: "wandb", "mlflow" or trackers of accelerate, one or several, to log to as well: docs/ecosystem.md.
         progress: show a live bar on a terminal, a line per epoch elsewhere.
 
     Raises:
@@ -144,7 +146,7 @@ def fit(
             check_dataset(model, dataset, name)
     folder = None if out is None else Path(out)
     with ExitStack() as stack:
-        accelerator = accelerated(folder if tensorboard else None)
+        accelerator = accelerated(folder if tensorboard else None, log_with)
         if accelerator.num_processes > batch_size:
             raise ConfigError(
                 f"batch_size = {batch_size} over {accelerator.num_processes} processes", expected="an image for each"
@@ -169,7 +171,7 @@ def fit(
                 model, inputs, checks, recipe, accelerator, interruption, folder, checkpoint_seconds, workers
             )
             resumed = run.resume(identity(model, recipe, train, val, config or {}, cached=inputs is not train))
-            stack.enter_context(tracked(accelerator, resumed))
+            stack.enter_context(tracked(accelerator, resumed, recipe.to_dict()))
             shown = progress and is_main()
             display = stack.enter_context(TrainingDisplay(epochs, len(train), run.images_done, shown=shown))
             if resumed:

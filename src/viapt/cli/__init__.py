@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from viapt.cli import bench, data, use
+from viapt.cli.convert import convert
 from viapt.cli.demo import demo
 from viapt.cli.export import export
 from viapt.cli.fit import fit
@@ -58,6 +59,7 @@ app.command()(use.predict)
 app.command()(use.inspect)
 app.command()(export)
 app.command()(serve)
+app.command()(convert)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 

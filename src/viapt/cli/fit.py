@@ -56,6 +56,10 @@ Cache = Annotated[
     training_option(help="Embed each image once, for --augmentation none (auto: in memory, for linear)."),
 ]
 Seed = Annotated[int, training_option(help="Of split, initial values, order, augmentation and noise.")]
+LogWith = Annotated[
+    list[str] | None,
+    run_option(metavar="NAME", help="Log to wandb or mlflow, too. May be repeated."),
+]
 TensorBoard = Annotated[bool, run_option("--tensorboard", help="Write TensorBoard files, too.")]
 Overwrite = Annotated[bool, run_option("--overwrite", help="Forget the run that --out holds.")]
 
@@ -88,6 +92,7 @@ def fit(
     cache: Cache = "auto",
     seed: Seed = 0,
     tensorboard: TensorBoard = False,
+    log_with: LogWith = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Fit prompts and a classifier to your images; the backbone stays frozen.
@@ -132,6 +137,7 @@ def fit(
         compile=compile,
         cache=None if cache == "none" else cache,
         tensorboard=tensorboard,
+        log_with=log_with or (),
         console=Console(stderr=True, highlight=False),
     )
     print(f"{record['learnable_parameters']:,} learnable parameters, {record['seconds']:.0f} s")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from viapt.inference import Prediction
     from viapt.model import PromptedClassifier
 
-Adapter = Annotated[Path, typer.Argument(help="Folder of a run, or of a saved adapter.")]
+Adapter = Annotated[Path, typer.Argument(help="Folder of a run, or of a saved adapter; or hf://user/name.")]
 Policy = Annotated[
     Literal["mean", "fixed", "multi"],
     typer.Option(help="Instance prompts: their mean, one sample, or several samples and their spread."),
@@ -126,7 +126,7 @@ def predict(
     adapter: Annotated[
         Path,
         typer.Argument(
-            help="Folder of a run, or of a saved adapter; or an exported file; or the name of a task of --server."
+            help="Folder of a run, or of a saved adapter; hf://user/name; an exported file; or the name of a task of --server."
         ),
     ],
     paths: Annotated[list[str], typer.Argument(help="Image files, folders of them, or patterns such as '*.jpg'.")],
@@ -213,8 +213,10 @@ def inspect(
     from viapt.artifact import load
     from viapt.cli.paths import image_files
     from viapt.data import eval_transform, read_image
+    from viapt.hub import adapter_folder
     from viapt.inspection import inspect_model
 
+    adapter = adapter_folder(adapter)
     config = read_config(adapter)
     files = image_files(images) if images else []
     if len(files) > IMAGE_BATCH:

@@ -1,0 +1,236 @@
+"""Adapters on a model hub: a server that speaks as much of its language as that takes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants as constants
+import pytest
+import torch
+
+import viapt
+from artifact_cases import fitted, logits, tiny
+from viapt.errors import ArtifactError
+from viapt.hub import adapter_folder, parse
+
+NAME = "somebody/cells"
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories in memory: name -> list of commits, each file -> content."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repositories: dict[str, list[dict[str, bytes]]] = {}
+        self.private: dict[str, bool] = {}
+        self.asked: list[str] = []
+        self.claimed: dict[str, int] = {}
+        self.cards: list[str] = []
+        self.pushed_after: tuple[str, str] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def number(self, name: str, revision: str) -> int:
+        """Which commit a branch, a tag (v0, v1 ...) or a hash means; -1 for none."""
+        last = len(self.repositories.get(name, [])) - 1
+        if revision in ("", "main"):
+            return last
+        named = {f"v{number}": number for number in range(last + 1)}
+        return (named | {self.sha(name, number): number for number in range(last + 1)}).get(revision, -1)
+
+    def sha(self, name: str, number: int) -> str:
+        return hashlib.sha1(f"{name} {number}".encode()).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The calls that creating, committing, listing and reading take."""
+
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes, head: bool = False, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in ({"Content-Length": str(len(body)), "Connection": "close"} | headers).items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        if not head:
+            self.wfile.write(body)
+        self.close_connection = True
+
+    def answer_json(self, content: Any, status: int = 200, **headers: str) -> None:
+        self.answer(status, json.dumps(content).encode(), **{"Content_Type": "application/json"} | headers)
+
+    def missing(self) -> None:
+        self.answer_json({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
+
+    def do_POST(self) -> None:
+        hub, path = self.server, self.path.partition("?")[0]
+        hub.asked.append(path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if path == "/api/validate-yaml":
+            hub.cards.append(json.loads(body)["content"])
+            self.answer_json({"warnings": [], "errors": []})
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            hub.repositories.setdefault(name, [])
+            hub.private.setdefault(name, asked.get("private", asked.get("visibility") == "private"))
+            self.answer_json({"url": f"{hub.address}/{name}", "name": name})
+        elif "/preupload/" in path:
+            files = json.loads(body)["files"]
+            told = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            self.answer_json({"files": told})
+        elif "/commit/" in path:
+            name = path.removeprefix("/api/models/").partition("/commit/")[0]
+            files = {}
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            hub.repositories[name].append(files)
+            sha = hub.sha(name, len(hub.repositories[name]) - 1)
+            self.answer_json({"success": True, "commitOid": sha, "commitUrl": f"{hub.address}/{name}/commit/{sha}"})
+        else:
+            self.missing()
+
+    def do_HEAD(self) -> None:
+        self.read(head=True)
+
+    def do_GET(self) -> None:
+        self.read(head=False)
+
+    def read(self, head: bool) -> None:
+        hub, path = self.server, self.path.partition("?")[0]
+        hub.asked.append(path)
+        if path.startswith("/api/models/"):
+            name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            number = hub.number(name, revision)
+            if number < 0:
+                self.missing()
+                return
+            sizes = {file: len(content) for file, content in hub.repositories[name][number].items()} | hub.claimed
+            siblings = [{"rfilename": file, "size": size} for file, size in sizes.items()]
+            self.answer_json({"id": name, "sha": hub.sha(name, number), "siblings": siblings, "private": False})
+            return
+        name, _, rest = path.strip("/").partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        number = hub.number(name, revision)
+        if number < 0 or file not in hub.repositories[name][number]:
+            self.missing()
+            return
+        content = hub.repositories[name][number][file]
+        if (name, file) == hub.pushed_after and not head:  # somebody saves again between two files
+            hub.repositories[name].append(
+                {file: content + b" " for file, content in hub.repositories[name][-1].items()}
+            )
+        etag = f'"{hashlib.sha1(content).hexdigest()}"'
+        self.answer(200, content, head, ETag=etag, X_Repo_Commit=hub.sha(name, number), Accept_Ranges="bytes")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub, and huggingface_hub told to use it."""
+    server = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_pushed_and_loaded_bit_for_bit(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted()
+    address = model.push_to_hub(NAME, training={"epochs": 3})
+    assert address.startswith(f"{hub.address}/{NAME}/commit/") and hub.private == {NAME: True}
+    (files,) = hub.repositories[NAME]
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert f'viapt.load("hf://{NAME}", backbone=module)' in files["README.md"].decode() == hub.cards[0]
+    hub.repositories[NAME][0]["evil.py"] = b"raise SystemExit"
+    loaded = viapt.load(f"hf://{NAME}", tiny())
+    assert torch.equal(logits(loaded), logits(model))
+    assert not [path for path in hub.asked if path.endswith(("evil.py", "README.md"))]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    before = len(hub.asked)
+    assert torch.equal(logits(viapt.load(Path(f"hf://{NAME}"), tiny())), logits(model)) and len(hub.asked) == before
+
+
+def test_a_revision_is_that_revision(hub: Hub) -> None:
+    first, second = fitted(), fitted(method="linear")
+    first.push_to_hub(NAME)
+    second.push_to_hub(f"hf://{NAME}", private=False)
+    assert viapt.load(f"hf://{NAME}", tiny()).method.name == "linear" and hub.private == {NAME: True}
+    assert torch.equal(logits(viapt.load(f"hf://{NAME}@v0", tiny())), logits(first))
+
+
+def test_a_folder_of_that_name_wins(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = fitted()
+    model.save_pretrained(Path("hf:") / NAME)
+    assert torch.equal(logits(viapt.load(f"hf://{NAME}", tiny())), logits(model)) and not hub.asked
+    with pytest.raises(ArtifactError, match=r"somebody/cells does not exist.*hf://user/name"):
+        viapt.load(NAME)
+    assert not hub.asked
+
+
+def test_what_is_no_adapter_or_too_large_is_not_fetched(hub: Hub) -> None:
+    hub.repositories[NAME] = [{"pytorch_model.bin": b"x"}]
+    with pytest.raises(ArtifactError, match=r"hf://somebody/cells has no adapter_config\.json"):
+        viapt.load(f"hf://{NAME}")
+    hub.repositories[NAME] = [{"adapter_config.json": b"{}", "adapter_model.safetensors": b""}]
+    hub.claimed = {"adapter_model.safetensors": 2**40}
+    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors of 1099511627776 bytes.*at most"):
+        viapt.load(f"hf://{NAME}")
+    assert not [path for path in hub.asked if "/resolve/" in path]
+
+
+def test_an_adapter_that_changes_meanwhile_is_refused(hub: Hub) -> None:
+    fitted(method="linear").push_to_hub(NAME)
+    hub.pushed_after = NAME, "adapter_config.json"
+    with pytest.raises(ArtifactError, match=r"changed while it was fetched.*try again"):
+        viapt.load(f"hf://{NAME}", tiny())
+
+
+def test_errors_say_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArtifactError, match=r"no hf://somebody/nothing, or does not show it.*HTTP 404.*log in"):
+        viapt.load("hf://somebody/nothing")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ArtifactError, match=r"hf://somebody/cells is not in the cache.*HF_HUB_OFFLINE"):
+        viapt.load(f"hf://{NAME}")
+    with pytest.raises(ArtifactError, match="cannot be reached"):
+        fitted(method="linear").push_to_hub(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ArtifactError, match=r"cannot be reached.*HF_HUB_OFFLINE=1"):
+        viapt.load(f"hf://{NAME}")
+
+
+@pytest.mark.parametrize("place", ["hf://a", "hf://a/b/c", "hf://../b", "hf://a/b@", "hf://a/b@../x", "hf://a/b?c"])
+def test_names_are_names(place: str) -> None:
+    with pytest.raises(ArtifactError, match="names no adapter"):
+        adapter_folder(place)
+
+
+def test_places(tmp_path: Path) -> None:
+    assert parse("hf://a/b.c-d@main") == ("a/b.c-d", "main") and parse("a/b") == ("a/b", None)
+    assert adapter_folder(tmp_path / "x") == tmp_path / "x" and adapter_folder("x/y") == Path("x/y")
+    with pytest.raises(ArtifactError, match="revision"):
+        fitted(method="linear").push_to_hub("a/b@main")
