@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from viapt.cli.batch import Address, BatchOptions, EngineName, Gpus, Out, Overwrite, Part, Workers
 from viapt.cli.shown import show_comparison, show_evaluation, show_inspection, show_prediction
 from viapt.errors import ConfigError, DataError
 
@@ -119,7 +121,12 @@ def evaluate(
 
 def predict(
     adapter: Annotated[Path, typer.Argument(help="Folder of a run, or of a saved adapter; or an exported file.")],
-    paths: Annotated[list[str], typer.Argument(help="Image files, folders of them, or patterns such as '*.jpg'.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders of them, patterns such as '*.jpg', lists (*.txt), WebDataset shards (*.tar)."
+        ),
+    ],
     policy: Annotated[
         Literal["mean", "fixed", "multi"] | None,
         typer.Option(
@@ -135,40 +142,58 @@ def predict(
     weights: Weights = None,
     quantise: Quantise = None,
     compile: Compile = False,
-    form: Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="What is printed.")] = "table",
+    form: Annotated[
+        Literal["table", "json", "csv"] | None, typer.Option("--format", help="What is printed (default: table).")
+    ] = None,
+    out: Out = None,
+    part: Part = None,
+    overwrite: Overwrite = False,
+    engine: EngineName = None,
+    address: Address = None,
+    workers: Workers = None,
+    gpus: Gpus = None,
 ) -> None:
     """Classify images; with --policy multi, say how far the samples spread.
 
     An image that cannot be read is reported by name and does not stop the others; the exit code is then 3.
     """
-    from viapt.cli.paths import image_files
-    from viapt.data import read_image
+    from viapt.cli.batch import Opened, predict_in_batches
+    from viapt.data.streams import references
     from viapt.tables import say
 
-    files, good, bad = image_files(paths), [], []
+    chosen = BatchOptions(part, overwrite, engine, address, workers, gpus)
+    chosen.check(out, form)
+    files = [] if out else list(dict.fromkeys(references(paths)))
+    opening = partial(open_model, adapter, policy, rounds, seed, weights, quantise, compile)
+    model, options = opening()
+    rule: dict[str, Any] = {}
+    if hasattr(model, "round_noise"):
+        rule = adapted(adaptive, max_disagreement)
+    elif adaptive or max_disagreement is not None:
+        raise ConfigError("--adaptive and --max-disagreement have no effect on an exported file", expected="an adapter")
+    if out is not None:
+        if predict_in_batches(Opened(model, options, opening, rule), paths, out, batch_size, chosen):
+            raise typer.Exit(FAILED_IMAGES)
+        return
+    good, bad = [], []
 
     def readable() -> Iterator[Image.Image]:
         for file in files:
             try:
-                image = read_image(file)
+                image = file.read()
             except DataError as error:
                 bad.append(error.found)
                 continue
-            good.append(file)
+            good.append(file.name)
             yield image
 
-    model, options = open_model(adapter, policy, rounds, seed, weights, quantise, compile)
-    if hasattr(model, "round_noise"):
-        options |= adapted(adaptive, max_disagreement)
-    elif adaptive or max_disagreement is not None:
-        raise ConfigError("--adaptive and --max-disagreement have no effect on an exported file", expected="an adapter")
     try:
-        result = model.predict(readable(), batch_size=batch_size, **options)
+        result = model.predict(readable(), batch_size=batch_size, **options, **rule)
     except DataError:
         if good or not bad:
             raise
         raise DataError(f"none of {len(bad)} images can be read: {'; '.join(bad[:5])}") from None
-    show_prediction(model.classes, good, result, form, passes=adaptive)
+    show_prediction(model.classes, good, result, form or "table", passes=adaptive)
     if bad:
         say(f"{len(bad)} of {len(files)} images cannot be read:", *bad)
         raise typer.Exit(FAILED_IMAGES)
