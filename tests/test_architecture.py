@@ -27,6 +27,7 @@ FLOORS: list[set[str]] = [
         "interruption",
         "tables",
         "runtimes",
+        "ray_cluster",
     }
     | {"rounds", "cache_files"},
     {"methods", "backbones"},
@@ -35,8 +36,8 @@ FLOORS: list[set[str]] = [
     {"training", "training_state", "history", "progress", "evaluation", "comparison", "inference"}
     | {"artifact", "adapter_files", "model_card", "acceleration", "optimization", "exported"}
     | {"sampling", "round_calibration", "caching", "pruning", "multitask", "hub", "publishing"},
-    {"runs", "inspection", "testing", "estimator", "trainer", "vpt_checkpoint"},
-    {"bench", "serve", "report", "export", "demo"},
+    {"runs", "inspection", "explanation", "testing", "estimator", "trainer", "vpt_checkpoint"},
+    {"bench", "batch", "serve", "report", "export", "demo"},
     {"cli"},
     {"viapt", "__main__"},  # the public names, and `python -m viapt`
 ]

@@ -74,7 +74,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "fit", "evaluate", "predict", "inspect", "data", "data list", "data fetch"),
+        *("demo", "fit", "evaluate", "predict", "inspect", "explain", "data", "data list", "data fetch"),
         *("data show", "data check", "bench", "bench run", "bench suite", "bench show", "bench export"),
     ],
 )

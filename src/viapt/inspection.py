@@ -161,9 +161,7 @@ def prompt_attention(model: PromptedClassifier, images: Float[Tensor, "batch 3 h
         shares.append(looking[:, :, t:].sum(-1).mean(-1))
         maps.append(weights[:, t:, k:t])
 
-    watched = Watched(model.backbone, record)
-    with evaluating(model):
-        standing_in(model, watched)(images)
+    watched = watch(model, images, record)
     return PromptAttention(torch.stack(shares, 1), torch.stack(maps).mean(0).unflatten(-1, watched.grid))
 
 
@@ -194,6 +192,27 @@ class Watched(Backbone):
 
     def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:
         return self.backbone.pool(tokens)
+
+
+def watch(
+    model: PromptedClassifier,
+    images: Float[Tensor, "batch 3 height width"],
+    on_block: Callable[[int, Tensor, Watched], None],
+) -> Watched:
+    """Classify images in evaluation mode without noise, and show `on_block` the tokens that enter each block.
+
+    Returns:
+        The backbone that was watched, which knows the grid and the prefix of these images.
+
+    Raises:
+        BackboneError: the method computes with weights of its own in place of the backbone's, past whoever watches it.
+    """
+    if any(model.method.weights(stage) for stage in range(-1, model.backbone.depth + 1)):
+        raise BackboneError(f"{model.method.name} learns weights of the blocks, whose attention is not shown")
+    watched = Watched(model.backbone, on_block)
+    with evaluating(model):
+        standing_in(model, watched)(images)
+    return watched
 
 
 def standing_in(model: PromptedClassifier, backbone: Backbone) -> PromptedClassifier:

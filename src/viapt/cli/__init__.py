@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from viapt.cli import bench, data, use
 from viapt.cli.convert import convert
 from viapt.cli.demo import demo
+from viapt.cli.explain import explain as explain_images
 from viapt.cli.export import export
 from viapt.cli.fit import fit
 from viapt.cli.processes import check_processes, is_told_elsewhere, one_speaks
@@ -57,6 +58,7 @@ app.command()(fit)
 app.command()(use.evaluate)
 app.command()(use.predict)
 app.command()(use.inspect)
+app.command("explain")(explain_images)
 app.command()(export)
 app.command()(serve)
 app.command()(convert)

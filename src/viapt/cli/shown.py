@@ -60,7 +60,7 @@ def show_comparison(found: Comparison) -> None:
 
 
 def show_prediction(
-    classes: list[str], files: list[Path], result: Prediction, form: str, *, passes: bool = False
+    classes: list[str], files: list[str], result: Prediction, form: str, *, passes: bool = False
 ) -> None:
     """One row for each image; with `passes`, how many it took."""
     from rich.table import Table
@@ -93,12 +93,12 @@ def show_prediction(
     show(table)
 
 
-def rows_of(classes: list[str], files: list[Path], result: Prediction, passes: bool) -> Iterator[dict[str, Any]]:
+def rows_of(classes: list[str], files: list[str], result: Prediction, passes: bool) -> Iterator[dict[str, Any]]:
     """What is known of each image, in plain JSON types."""
     for k, file in enumerate(files):
         probabilities = dict(zip(classes, result.probabilities[k].tolist(), strict=True))
         label = result.labels[k]
-        row = {"path": str(file), "label": label, "probability": probabilities[label], "probabilities": probabilities}
+        row = {"path": file, "label": label, "probability": probabilities[label], "probabilities": probabilities}
         if result.spread is not None:
             row["spread"] = dict(zip(classes, result.spread[k].tolist(), strict=True))
         if passes and result.rounds is not None:

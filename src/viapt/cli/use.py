@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from viapt.cli.batch import Address, BatchOptions, EngineName, Gpus, Out, Overwrite, Part, Workers
 from viapt.cli.shown import show_comparison, show_evaluation, show_inspection, show_prediction
 from viapt.errors import ConfigError, DataError
 
@@ -126,10 +128,16 @@ def predict(
     adapter: Annotated[
         Path,
         typer.Argument(
-            help="Folder of a run, or of a saved adapter; hf://user/name; an exported file; or the name of a task of --server."
+            help="Folder of a run, or of a saved adapter; hf://user/name; an exported file; or the name of a task of "
+            "--server."
         ),
     ],
-    paths: Annotated[list[str], typer.Argument(help="Image files, folders of them, or patterns such as '*.jpg'.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders of them, patterns such as '*.jpg', lists (*.txt), WebDataset shards (*.tar)."
+        ),
+    ],
     policy: Annotated[
         Literal["mean", "fixed", "multi"] | None,
         typer.Option(
@@ -147,55 +155,77 @@ def predict(
     compile: Compile = False,
     server: Annotated[str | None, typer.Option(help="Address of a viapt serve that is to do it: http://...")] = None,
     token_file: TokenFile = None,
-    form: Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="What is printed.")] = "table",
+    form: Annotated[
+        Literal["table", "json", "csv"] | None, typer.Option("--format", help="What is printed (default: table).")
+    ] = None,
+    out: Out = None,
+    part: Part = None,
+    overwrite: Overwrite = False,
+    engine: EngineName = None,
+    address: Address = None,
+    workers: Workers = None,
+    gpus: Gpus = None,
 ) -> None:
     """Classify images; with --policy multi, say how far the samples spread.
 
     An image that cannot be read is reported by name and does not stop the others; the exit code is then 3.
     """
-    from viapt.cli.paths import image_files
-    from viapt.data import read_image
+    from viapt.cli.batch import Opened, predict_in_batches
+    from viapt.data.streams import references
 
-    files, good, bad = image_files(paths), [], []
     if token_file and not server:
         raise ConfigError("--token-file has no effect without --server", expected="--server URL")
+    chosen = BatchOptions(part, overwrite, engine, address, workers, gpus)
+    chosen.check(out, form)
+    local = {"weights": weights, "quantise": quantise, "compile": compile, "adaptive": adaptive, "out": out}
+    if server is not None:
+        check_remote(local | {"max-disagreement": max_disagreement})
+    files = [] if out else list(dict.fromkeys(references(paths)))
+    opening = partial(open_model, adapter, policy, rounds, seed, weights, quantise, compile)
+    good, bad = [], []
 
     def readable() -> Iterator[Image.Image]:
         for file in files:
             try:
-                image = read_image(file)
+                image = file.read()
             except DataError as error:
                 bad.append(error.found)
                 continue
-            good.append(file)
+            good.append(file.name)
             yield image
 
     if server is not None:
-        local = {"weights": weights, "quantise": quantise, "compile": compile, "adaptive": adaptive}
-        check_remote(local | {"max-disagreement": max_disagreement})
         rounds, seed = sampled(policy or "mean", rounds, seed)
+        inside = next((file.name for file in files if file.size >= 0), None)
+        if inside is not None:
+            raise ConfigError(f"{inside} lies in a shard", expected="image files with --server")
         for _ in readable():
             pass  # what cannot be read is told here, by name, and not sent
         if not good:
             raise DataError(f"none of {len(bad)} images can be read: {'; '.join(bad[:5])}")
         ask = {"policy": policy or "mean", "rounds": rounds, "seed": seed, "batch_size": batch_size}
-        classes, result = predict_elsewhere(server, token_file, str(adapter), good, ask)
-        show_prediction(classes, good, result, form)
-        report_bad(files, bad)
+        classes, result = predict_elsewhere(server, token_file, str(adapter), [Path(name) for name in good], ask)
+        show_prediction(classes, good, result, form or "table")
+        report_bad(len(files), bad)
         return
-    model, options = open_model(adapter, policy, rounds, seed, weights, quantise, compile)
+    model, options = opening()
+    rule: dict[str, Any] = {}
     if hasattr(model, "round_noise"):
-        options |= adapted(adaptive, max_disagreement)
+        rule = adapted(adaptive, max_disagreement)
     elif adaptive or max_disagreement is not None:
         raise ConfigError("--adaptive and --max-disagreement have no effect on an exported file", expected="an adapter")
+    if out is not None:
+        if predict_in_batches(Opened(model, options, opening, rule), paths, out, batch_size, chosen):
+            raise typer.Exit(FAILED_IMAGES)
+        return
     try:
-        result = model.predict(readable(), batch_size=batch_size, **options)
+        result = model.predict(readable(), batch_size=batch_size, **options, **rule)
     except DataError:
         if good or not bad:
             raise
         raise DataError(f"none of {len(bad)} images can be read: {'; '.join(bad[:5])}") from None
-    show_prediction(model.classes, good, result, form, passes=adaptive)
-    report_bad(files, bad)
+    show_prediction(model.classes, good, result, form or "table", passes=adaptive)
+    report_bad(len(files), bad)
 
 
 def inspect(
@@ -233,12 +263,12 @@ def inspect(
         show_inspection(adapter, config, found)
 
 
-def report_bad(files: list[Path], bad: list[str]) -> None:
+def report_bad(count: int, bad: list[str]) -> None:
     """Name the images that cannot be read, if there are any, and exit with the code for that."""
     from viapt.tables import say
 
     if bad:
-        say(f"{len(bad)} of {len(files)} images cannot be read:", *bad)
+        say(f"{len(bad)} of {count} images cannot be read:", *bad)
         raise typer.Exit(FAILED_IMAGES)
 
 

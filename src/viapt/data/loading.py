@@ -185,20 +185,7 @@ def load_evaluation(
     Raises:
         DataError: see `read_source`; bad images; labels that the model does not know; no such part.
     """
-    source = read_source(data, classes=classes)
-    parts = {name: [i for i, item in enumerate(source.items) if item.part == name] for name in PARTS}
-    if split is not None:
-        parts = split.positions([item.key for item in source.items])
-    there = [name for name, indices in parts.items() if indices]
-    if there or part is not None:
-        wanted = part or "test"
-        if wanted not in there:
-            raise DataError(
-                f"{source.description} has no part {wanted!r}",
-                expected=f"one of {', '.join(there)}" if there else "data that come with parts",
-                remedy="choose another part" if there else "leave the part out, to evaluate on everything",
-            )
-        source = source.select(parts[wanted])
+    source = part_of(read_source(data, classes=classes), part, split)
     return ImageDataset(
         source,
         eval_transform(preprocessing),
@@ -207,6 +194,31 @@ def load_evaluation(
         max_pixels=max_pixels,
         progress=progress,
     )
+
+
+def part_of(source: ImageSource, part: str | None, split: Split | None = None) -> ImageSource:
+    """One part of data that come with parts, or of the stored `split`; data without are taken whole.
+
+    Args:
+        part: "train", "val" or "test"; None: "test", where there are parts.
+
+    Raises:
+        DataError: there is no such part.
+    """
+    parts = {name: [i for i, item in enumerate(source.items) if item.part == name] for name in PARTS}
+    if split is not None:
+        parts = split.positions([item.key for item in source.items])
+    there = [name for name, indices in parts.items() if indices]
+    if not there and part is None:
+        return source
+    wanted = part or "test"
+    if wanted not in there:
+        raise DataError(
+            f"{source.description} has no part {wanted!r}",
+            expected=f"one of {', '.join(there)}" if there else "data that come with parts",
+            remedy="choose another part" if there else "leave the part out, to evaluate on everything",
+        )
+    return source.select(parts[wanted])
 
 
 def _draw(source: ImageSource, val_fraction: float | int | None, test_fraction: float | int | None, seed: int) -> Split:

@@ -1,0 +1,180 @@
+"""Images without labels, as many as there are, one after the other: files, folders, patterns, lists and tar shards.
+
+Nothing is decoded here, and nothing is unpacked: an image in a tar file is a range of its bytes, so that any process
+that sees the file can read it, in any order.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from PIL import Image
+
+from viapt.data.images import SUFFIXES, looks_like_image, read_image
+from viapt.errors import DataError
+
+LISTS, SHARDS = (".txt", ".lst"), (".tar",)
+MAX_BYTES = 2**28  # of an encoded image in a shard
+MAX_LINE = 2**16  # characters of a line of a list
+MAX_HEADER = 2**20  # bytes of a header in a shard
+BLOCK = 512  # bytes of which a tar file is made
+EXPECTED = "image files, folders of them, patterns like '*.jpg', lists (*.txt) or WebDataset shards (*.tar)"
+
+
+class Reference(NamedTuple):
+    """Where an image is.
+
+    Attributes:
+        name: a path, or "shard.tar::member".
+        path: the file.
+        start, size: its bytes in a shard; (0, -1): the whole file.
+    """
+
+    name: str
+    path: str
+    start: int = 0
+    size: int = -1
+
+    def read(self) -> Image.Image:
+        """Decode it.
+
+        Raises:
+            DataError: as `read_image`; or it is a member of more than `MAX_BYTES`, or its shard is cut short.
+        """
+        if self.size < 0:
+            return read_image(Path(self.path), name=self.name)
+        if self.size > MAX_BYTES:
+            raise DataError(f"{self.name}: has {self.size:,} bytes", expected=f"at most {MAX_BYTES:,}")
+        try:
+            with Path(self.path).open("rb") as shard:
+                shard.seek(self.start)
+                content = shard.read(self.size)
+        except OSError as error:
+            raise DataError(f"{self.name}: {error.strerror or error}") from error
+        if len(content) < self.size:
+            raise DataError(f"{self.name}: its shard ends after {len(content):,} of {self.size:,} bytes")
+        return read_image(content, name=self.name)
+
+
+def references(arguments: Iterable[str]) -> Iterator[Reference]:
+    """Images in the order of the arguments, found as they are asked for.
+
+    Folders and patterns are sorted by name, lists and shards keep their order. What two arguments name is named twice.
+
+    Raises:
+        DataError: an argument without images; a list or shard that cannot be read.
+    """
+    for argument in arguments:
+        found = False
+        for path in files_of(argument, image_or_shard):
+            for reference in inside(path):
+                found = True
+                yield reference
+        if not found:
+            raise DataError(f"no images in {argument}", expected=EXPECTED)
+
+
+def files_of(argument: str, wanted: Callable[[Path], bool] = looks_like_image) -> Iterator[Path]:
+    """The files that an argument means: it is a file, a folder, or a pattern, which knows `**`.
+
+    A file that is named counts whatever it is. Of a folder all that is `wanted` below it counts, hidden files and links
+    that leave the folder left out.
+    """
+    path = Path(argument)
+    if path.is_dir():
+        yield from below(path, wanted)
+    elif glob.has_magic(argument) and not path.exists():
+        matched = map(Path, sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207 - absolute
+        yield from (match for match in matched if match.is_file() and wanted(match))
+    else:
+        yield path
+
+
+def below(folder: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    """Files under a folder, in order of name."""
+    root = folder.resolve()
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            inside = not path.is_symlink() or path.resolve().is_relative_to(root)
+            if not name.startswith(".") and inside and path.is_file() and wanted(path):
+                yield path
+
+
+def image_or_shard(path: Path) -> bool:
+    """What counts in a folder or pattern; a list has to be named, for many text files are none."""
+    return path.suffix.lower() in SHARDS or looks_like_image(path)
+
+
+def inside(path: Path) -> Iterator[Reference]:
+    """The image that a file is, or those in a list or shard."""
+    if path.suffix.lower() in LISTS:
+        yield from listed(path)
+    elif path.suffix.lower() in SHARDS:
+        yield from members(path)
+    else:
+        yield Reference(text(path), str(path))
+
+
+def listed(path: Path) -> Iterator[Reference]:
+    """One path a line, relative ones relative to the list; empty lines do not count.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8, or has a line of more than `MAX_LINE` characters.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            while line := file.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE:
+                    raise DataError(
+                        f"{path} has a line of more than {MAX_LINE:,} characters", expected="one path a line"
+                    )
+                if name := line.rstrip("\r\n"):
+                    yield Reference(text(path.parent / name), str(path.parent / name))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error})", expected="a list of paths, in UTF-8") from error
+
+
+def members(path: Path) -> Iterator[Reference]:
+    """Images in a tar file, known by their suffixes, in its order; other members, links and devices do not count.
+
+    Raises:
+        DataError: it is no tar file, is compressed, or is damaged.
+    """
+    try:
+        with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # else all of them stay in memory
+                regular = member.isreg() and not member.issparse()
+                if regular and PurePosixPath(member.name).suffix.lower() in SUFFIXES:
+                    yield Reference(text(f"{path}::{member.name}"), str(path), member.offset_data, member.size)
+            file.seek(archive.offset)
+            rest = file.read(BLOCK)
+            if rest.strip(b"\0") or len(rest) not in (0, BLOCK):  # where tarfile stops without a word
+                raise tarfile.ReadError(f"damaged at byte {archive.offset:,}")
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is no tar file that can be read ({error})",
+            expected="a tar file, whole and not compressed, as WebDataset writes them",
+        ) from error
+
+
+class Headers(io.FileIO):
+    """A file of which nothing large is read: the headers of a tar file."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes, more than {MAX_HEADER}")
+        return super().read(size)
+
+
+def text(name: str | Path) -> str:
+    """A name as UTF-8 can hold it: bytes that are none are escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
