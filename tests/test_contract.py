@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import viapt.backbones
+from contract_cases import BACKBONES, FEW, MAIN, ONE_OF_A_KIND, REFUSED, THOROUGH
 from viapt.backbones.base import Backbone
 from viapt.backbones.cached import CachedFeatures, CachedTokens
 from viapt.errors import BackboneError
@@ -22,10 +23,9 @@ from viapt.methods import METHODS
 from viapt.methods.base import PromptMethod
 from viapt.methods.vpt import VPTDeep
 from viapt.reduction import REDUCTIONS
-from viapt.testing import CHECKS, COMPILED_CHECKS, Check, Subject, check_prompt_method, tiny_backbones
+from viapt.testing import CHECKS, COMPILED_CHECKS, Check, Subject, check_prompt_method
 from viapt.testing.checks import compiles
 
-BACKBONES = tiny_backbones()
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"reduction": name} for name in REDUCTIONS},
     "uncentred": {"center_basis": False},
@@ -44,15 +44,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "instance every": {"instance_every": True, "instance_noise": False, "fresh_rows": 3},
     "warm-up, slow generator": {"instance_warmup": 3, "generator_lr": 0.3},
 }
-
-# What runs where. On THOROUGH backbones every check of every method. On the others every check of MAIN methods; and of
-# the rest, on ONE_OF_A_KIND, those checks in which a backbone could fail them. REFUSED must be errors.
-THOROUGH = ("vit", "one-block", "dinov2", "clip", "siglip", "average")
-MAIN = ("viapt", "vpt-deep", "linear")
-ONE_OF_A_KIND = ("eva02", "rope", "beit")
-FEW = ("gradients", "artifact_round_trip")
-REFUSED = [("e2vpt", name) for name in BACKBONES if name not in THOROUGH]
-REFUSED += [("lora", "eva02"), ("ssf", "eva02")]
 
 
 def cases(checks: dict[str, Check]) -> list[Any]:

@@ -12,6 +12,8 @@ from torch import nn
 
 from viapt.backbones import packaged
 from viapt.backbones.base import Backbone
+from viapt.backbones.huggingface import HuggingFaceViT
+from viapt.backbones.huggingface_files import PREFIX, load_transformers
 from viapt.backbones.timm_base import SUPPORTED, TimmBackbone, check_supported
 from viapt.backbones.timm_beit import TimmBeit
 from viapt.backbones.timm_rope import TimmRope
@@ -48,7 +50,9 @@ def create_backbone(
             - "packaged:vits14", a ViT-S/14 out of a package registry. Its own image size is 518 (1369 tokens); here it
               is 98 (49 tokens) unless another is asked for: a laptop fits a task at 98 in minutes and at 518 in days;
             - "local-dir:PATH", a folder with timm's config.json and model.safetensors;
-            - such a module, which is copied: the one given stays as it is;
+            - "transformers:PATH" or "transformers:OWNER/NAME", a model of transformers (ViT, DeiT, BEiT, DINOv2, CLIP,
+              SigLIP, MAE ...) in a folder or on the hub, read as safetensors alone;
+            - such a module of timm or transformers, which is copied: the one given stays as it is;
             - a `Backbone`, which is taken as it is (frozen in place).
         weights: a safetensors file with timm's names, instead of the weights that timm publishes.
         pretrained: False for random weights, always the same: for tests only.
@@ -61,10 +65,12 @@ def create_backbone(
     size = None if image_size is None else pair(image_size)
     if isinstance(spec, nn.Module):
         return adapt(spec, weights, pretrained, size)
-    if spec == PACKAGED or spec.startswith(FOLDER):
+    if spec == PACKAGED or spec.startswith((FOLDER, PREFIX)):
         if weights is not None or not pretrained:
             raise BackboneError(f"{spec} has weights of its own", remedy="leave out weights and pretrained")
-        return packaged_backbone(size or PACKAGED_SIZE) if spec == PACKAGED else folder_backbone(spec, size)
+        if spec == PACKAGED:
+            return packaged_backbone(size or PACKAGED_SIZE)
+        return transformers_backbone(spec, size) if spec.startswith(PREFIX) else folder_backbone(spec, size)
     check_name(spec)
     if weights is not None:
         path = Path(weights).absolute()
@@ -93,7 +99,8 @@ def adapt(
             "The backbone is a module, which has its weights", remedy="leave out weights and pretrained"
         )
     if not isinstance(module, Backbone):
-        return from_timm(copy.deepcopy(module), image_size=image_size)
+        theirs = any(kind.__module__.startswith("transformers.") for kind in type(module).__mro__)
+        return (HuggingFaceViT if theirs else from_timm)(copy.deepcopy(module), image_size=image_size)
     own = module.preprocessing.image_size
     if image_size not in (None, own):
         raise BackboneError(f"The backbone was made for images of {own}", expected=f"not {image_size}")
@@ -125,6 +132,12 @@ def folder_backbone(spec: str, image_size: tuple[int, int] | None) -> Backbone:
     return from_timm(vit_from_folder(folder), name=f"{FOLDER}{folder}", image_size=image_size)
 
 
+def transformers_backbone(spec: str, image_size: tuple[int, int] | None) -> Backbone:
+    """A model of transformers in a folder or on the hub."""
+    model, preprocessing, name = load_transformers(spec)
+    return HuggingFaceViT(model, name=name, image_size=image_size, preprocessing=preprocessing)
+
+
 def check_name(name: str) -> None:
     """Refuse what is not the name of a timm transformer of a supported kind.
 
@@ -140,7 +153,7 @@ def check_name(name: str) -> None:
     candidates = [n for n in published() if n.startswith(f"{architecture}.")] if architecture in known else []
     raise BackboneError(
         f"There is no backbone {name!r}",
-        expected=", ".join(candidates) or f"a name from viapt.list_backbones(), or {FOLDER}PATH",
+        expected=", ".join(candidates) or f"a name from viapt.list_backbones(), {FOLDER}PATH, or {PREFIX}PATH",
         remedy=did_you_mean(name, [PACKAGED, *published(), *known]),
     )
 

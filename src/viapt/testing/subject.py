@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -89,7 +90,31 @@ def tiny_backbones() -> dict[str, Callable[[], Backbone]]:
         "beit": (Beit, biased),
     }
     vits: dict[str, Callable[[], Backbone]] = {n: partial(tiny_vit, **options) for n, options in variants.items()}
-    return vits | {name: partial(tiny_timm, kind, **options) for name, (kind, options) in others.items()}
+    timms = vits | {name: partial(tiny_timm, kind, **options) for name, (kind, options) in others.items()}
+    return timms | (tiny_transformers() if find_spec("transformers") else {})
+
+
+def tiny_transformers() -> dict[str, Callable[[], Backbone]]:
+    """The same for models of transformers."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    wide = sizes | {"intermediate_size": 48}
+    variants: dict[str, tuple[str, dict[str, Any]]] = {
+        "hf-vit": ("ViT", wide),
+        "hf-beit": ("Beit", wide | {"use_relative_position_bias": True, "layer_scale_init_value": 0.1}),
+        "hf-dinov2": ("Dinov2WithRegisters", sizes | {"mlp_ratio": 2, "num_register_tokens": 2}),
+        "hf-clip": ("CLIPVision", wide),
+        "hf-siglip": ("SiglipVision", wide),
+        "hf-mae": ("ViTMAE", wide),
+    }
+    return {name: partial(tiny_model, kind, options) for name, (kind, options) in variants.items()}
+
+
+def tiny_model(kind: str, options: dict[str, Any]) -> Backbone:
+    """A small model of transformers."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**options)
+    return tiny(lambda: getattr(transformers, f"{kind}Model")(config))
 
 
 def tiny_vit(**options: Any) -> TimmViT:
