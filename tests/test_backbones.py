@@ -21,7 +21,8 @@ from torch import nn
 import viapt.backbones.timm_weights as timm_weights
 from viapt.backbones import create_backbone, list_backbones
 from viapt.backbones.base import Preprocessing
-from viapt.backbones.timm_vit import TimmViT, fingerprint
+from viapt.backbones.timm_base import fingerprint
+from viapt.backbones.timm_vit import TimmViT
 from viapt.errors import BackboneError
 from viapt.methods.linear import Linear
 from viapt.model import PromptedClassifier
@@ -226,8 +227,8 @@ def test_names_are_of_vision_transformers() -> None:
         ("vit_tinny_patch16_224", "did you mean 'vit_tiny_patch16_224'"),
         ("packaged:vits16", "did you mean 'packaged:vits14'"),
         ("vit_tiny_patch16_224.augreg_in22k", "vit_tiny_patch16_224.augreg_in21k"),
-        ("resnet18", "timm's resnet18 is not a VisionTransformer"),
-        ("beit_base_patch16_224", "not a VisionTransformer"),
+        ("resnet18", "timm's resnet18 is of another kind"),
+        ("cait_s24_224", "of another kind"),
         ("", "There is no backbone ''"),
     ],
 )

@@ -10,7 +10,8 @@ import onnx
 import pytest
 import torch
 
-from export_cases import BACKBONES, answers, fitted, images, rounded, written
+from contract_cases import THOROUGH
+from export_cases import answers, fitted, images, rounded, written
 from viapt.backbones.timm_vit import TimmViT
 from viapt.export import export
 from viapt.export.graph import Deployed, operators, trace
@@ -34,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adaptive": {"kept_dim": "adaptive", "image_gate": True, "carried": "variation"},
     "full width": {"fresh_dim": "full", "carry_norm": True, "instance_noise": False},
 }
-CASES = [pytest.param(method, backbone, {}, id=f"{method}-{backbone}") for method in METHODS for backbone in BACKBONES]
+CASES = [pytest.param(method, backbone, {}, id=f"{method}-{backbone}") for method in METHODS for backbone in THOROUGH]
 CASES += [pytest.param("viapt", "vit", options, id=f"viapt-{name}") for name, options in VARIANTS.items()]
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from plain_vit import embed, feature, gelu, layer_norm
 from viapt import create_model, fit, load, quantise
-from viapt.backbones import timm_vit
+from viapt.backbones import timm_base
 from viapt.backbones.timm_vit import TimmViT
 from viapt.errors import BackboneError, ConfigError
 from viapt.methods import METHODS, create_method
@@ -240,7 +240,7 @@ def test_copies_are_taken_before_rounding() -> None:
 @pytest.fixture
 def base(monkeypatch: pytest.MonkeyPatch) -> TimmViT:
     """ViT-B/16, without memory."""
-    monkeypatch.setattr(timm_vit, "fingerprint", lambda _: "sha256:0")
+    monkeypatch.setattr(timm_base, "fingerprint", lambda _: "sha256:0")
     with torch.device("meta"):
         return TimmViT(timm.create_model("vit_base_patch16_224", num_classes=0))
 

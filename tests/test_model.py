@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
+from contract_cases import THOROUGH
 from viapt.errors import ConfigError
 from viapt.methods.linear import Linear
 from viapt.methods.viapt import ViaPT
@@ -23,7 +24,7 @@ def subject(**options: Any) -> Subject:
     return Subject(ViaPT, tiny_vit(), **({"num_prompts": 4, "num_instance_prompts": 2} | options))
 
 
-@pytest.mark.parametrize("name", [name for name in tiny_backbones() if name not in ("siglip", "average")])
+@pytest.mark.parametrize("name", [name for name in THOROUGH if name not in ("siglip", "average")])
 def test_without_prompts_the_loop_is_timms_forward_bit_for_bit(name: str) -> None:
     model = Subject(Linear, tiny_backbones()[name]()).model()
     images = torch.randn(3, 3, *model.backbone.preprocessing.image_size, generator=torch.Generator().manual_seed(0))

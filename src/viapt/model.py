@@ -44,6 +44,7 @@ class PromptedClassifier(nn.Module):
         self.backbone, self.method = backbone.view() if method.inside else backbone, method
         if method.inside:
             method.enter(self.backbone)
+            self.backbone.check_entered()
             object.__setattr__(self, "reweighted", Reweighted(self.backbone))  # no part of this model's state
         self.classes = check_classes(classes)
         self.head = nn.Linear(backbone.feature_dim, len(self.classes))

@@ -170,6 +170,13 @@ class Backbone(nn.Module, ABC):
         """The same backbone again, for one model to put modules into: modules of its own, the very same tensors."""
         return copy.deepcopy(self, {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())})
 
+    def check_entered(self) -> None:
+        """Called on a view when a method has put its modules in.
+
+        Raises:
+            BackboneError: one of them would not be used, because the module around it takes only the weights.
+        """
+
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer's blocks, for methods that put modules into them.

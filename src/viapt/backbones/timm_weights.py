@@ -1,4 +1,4 @@
-"""timm's vision transformers, built with weights from the hub, a file, a folder, or (for tests) a fixed seed.
+"""timm's transformers, built with weights from the hub, a file, a folder, or (for tests) a fixed seed.
 
 Files are read as safetensors alone. A model that gets its weights from a file is built without memory of its own first,
 so that nothing is allocated before the shapes are known to fit.
@@ -16,14 +16,14 @@ import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from viapt.backbones.timm_vit import CLASSIFIER, check_supported, patch_size_of
+from viapt.backbones.timm_base import CLASSIFIER, Transformer, check_supported, patch_size_of
 from viapt.errors import BackboneError
 from viapt.tensorfile import CONVERT, PICKLES, read_tensor_file
 
-MODULES = ("vision_transformer", "deit", "vision_transformer_hybrid", "vitamin")  # whose models are VisionTransformers
+VITS = ("vision_transformer", "deit", "vision_transformer_hybrid", "vitamin")  # whose models are VisionTransformers
+MODULES = (*VITS, "eva", "beit")
 CONFIG_LIMIT = 2**20  # bytes
 HUB_SECONDS = 10
 WITHOUT_HUB = (
@@ -33,7 +33,7 @@ WITHOUT_HUB = (
 
 
 def architectures() -> list[str]:
-    """Names of timm's VisionTransformers, without the tags of their weights."""
+    """Names of timm's transformers of the kinds that are supported, without the tags of their weights."""
     return [name for module in MODULES for name in timm.list_models(module=module)]
 
 
@@ -42,14 +42,14 @@ def published() -> list[str]:
     return [name for module in MODULES for name in timm.list_models(module=module, pretrained=True)]
 
 
-def random_vit(name: str) -> VisionTransformer:
+def random_vit(name: str) -> Transformer:
     """Random weights: the same in every process, and nothing drawn from the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return check_supported(timm.create_model(name, pretrained=False))
 
 
-def pretrained_vit(name: str) -> VisionTransformer:
+def pretrained_vit(name: str) -> Transformer:
     """timm's own weights: out of the hub's cache, else from the hub.
 
     Raises:
@@ -77,7 +77,7 @@ def pretrained_vit(name: str) -> VisionTransformer:
     return check_supported(vit)
 
 
-def check_hub(name: str) -> None:
+def check_hub(name: str, remedy: str = WITHOUT_HUB) -> None:
     """Find out with one request what the hub's client would try for a minute.
 
     Raises:
@@ -89,11 +89,11 @@ def check_hub(name: str) -> None:
         raise BackboneError(
             f"The weights of {name} are not in the cache, and {constants.ENDPOINT} cannot be reached "
             f"({type(error).__name__}: {error})",
-            remedy=WITHOUT_HUB,
+            remedy=remedy,
         ) from error
 
 
-def vit_from_tensors(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], source: str) -> VisionTransformer:
+def vit_from_tensors(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], source: str) -> Transformer:
     """What `build` makes, with these weights, in float32, at the image size that their position grid asks for.
 
     Raises:
@@ -122,10 +122,23 @@ def vit_from_tensors(build: Callable[[], nn.Module], tensors: Mapping[str, Tenso
             remedy="name the architecture that the file was saved from",
         )
     vit.load_state_dict(found, strict=True, assign=True)
+    fill_constants(vit)
     return vit
 
 
-def vit_from_file(name: str, path: Path) -> VisionTransformer:
+def fill_constants(vit: nn.Module) -> None:
+    """Compute what no file holds, in memory of its own: indices of positions, rotations, biases that are always 0."""
+    for module in vit.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+    for module in vit.modules():
+        fill: Any = getattr(module, "init_non_persistent_buffers", None)
+        if fill is not None:
+            fill()
+
+
+def vit_from_file(name: str, path: Path) -> Transformer:
     """A named architecture with the weights of a safetensors file.
 
     Raises:
@@ -135,7 +148,7 @@ def vit_from_file(name: str, path: Path) -> VisionTransformer:
     return vit_from_tensors(lambda: timm.create_model(name, pretrained=False), tensors, str(path))
 
 
-def vit_from_folder(folder: Path) -> VisionTransformer:
+def vit_from_folder(folder: Path) -> Transformer:
     """A model as timm's `save_for_hf` writes it: config.json and model.safetensors.
 
     Raises:
@@ -158,7 +171,9 @@ def vit_from_folder(folder: Path) -> VisionTransformer:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BackboneError(f"{config} is not timm's: {error!r}", expected="JSON that names an architecture") from error
     if architecture not in architectures():
-        raise BackboneError(f"{config} names the architecture {architecture!r}", expected="one of timm's ViTs")
+        raise BackboneError(
+            f"{config} names the architecture {architecture!r}", expected="one of timm's ViTs, Evas or Beits"
+        )
 
     def build() -> nn.Module:
         try:
@@ -169,12 +184,12 @@ def vit_from_folder(folder: Path) -> VisionTransformer:
     return vit_from_tensors(build, read_tensor_file(weights, BackboneError), str(weights))
 
 
-def fit_position_grid(vit: VisionTransformer, tensors: Mapping[str, Tensor]) -> None:
+def fit_position_grid(vit: Transformer, tensors: Mapping[str, Tensor]) -> None:
     """Give a model the square image size whose position grid the weights have."""
     position: Any = tensors.get("pos_embed")
     if vit.pos_embed is None or position is None or position.ndim != 3 or position.shape == vit.pos_embed.shape:
         return
-    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    prefix = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
     side = math.isqrt(max(0, position.shape[1] - prefix))
     if side and side * side + prefix == position.shape[1]:
         height, width = patch_size_of(vit)

@@ -14,7 +14,9 @@ training_option = partial(typer.Option, rich_help_panel="Training")
 run_option = partial(typer.Option, rich_help_panel="Run")
 
 Data = Annotated[str, typer.Argument(help="Folder of images (a folder per class, or train/val/test), .csv or .jsonl.")]
-Backbone = Annotated[str, model_option(help="A timm vision transformer, packaged:vits14, or local-dir:PATH.")]
+Backbone = Annotated[
+    str, model_option(help="A timm transformer, packaged:vits14, local-dir:PATH or transformers:PATH.")
+]
 Out = Annotated[Path, run_option(help="Folder of the run: adapter and result.")]
 Weights = Annotated[Path | None, model_option(help="Weights of the backbone, a .safetensors file.")]
 ImageSize = Annotated[int | None, model_option(help="Side of the images in pixels (default: the weights' own).")]

@@ -152,11 +152,17 @@ class StandIn(nn.Module):
     """
 
     part: nn.Module
+    module: Any
 
     def __init__(self, module: nn.Module, part: nn.Module) -> None:
         super().__init__()
         self.module = module
         self.__dict__["part"] = part
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen module's: embeddings ask for its type. A backbone refuses where more is made of it."""
+        return self.module.weight
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         """What the method makes of the module; blocks tell their attention more than tokens."""

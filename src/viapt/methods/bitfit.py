@@ -12,4 +12,4 @@ class BitFit(FineTuning):
     learning_rate = 1e-3  # not yet chosen on validation data
 
     def learns(self, name: str, stage: int) -> bool:
-        return name.endswith(".bias")
+        return name.endswith((".bias", ".q_bias", ".v_bias", ".in_proj_bias"))  # attention may keep its own apart

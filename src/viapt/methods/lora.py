@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from viapt.errors import BackboneError, ConfigError
 from viapt.methods.base import StandIn, WithoutPrompts
 
-TARGETS = {"qkv": ["qkv"], "attention": ["qkv", "proj"], "all": ["qkv", "proj", "fc1", "fc2"]}
+TARGETS = {"qkv": ["qkv"], "attention": ["qkv", "proj"], "all": ["qkv", "proj", "mlp"]}
+LAYERS: dict[str, list[set[str]]] = {  # what libraries call them; one way in each block
+    "qkv": [{"qkv"}, {"q_proj", "k_proj", "v_proj"}, {"query", "key", "value"}],
+    "proj": [{"proj"}, {"o_proj"}, {"out_proj"}],
+    "mlp": [{"fc1", "fc2"}, {"fc1_g", "fc1_x", "fc2"}],
+}
 
 
 class LoRA(WithoutPrompts):
@@ -52,18 +57,31 @@ class LoRA(WithoutPrompts):
         from peft.tuners.lora import LoraLayer
 
         alpha: Any = self.alpha  # peft takes fractions, whatever its annotation says
-        config = LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=TARGETS[self.targets])
         self.parts = nn.ModuleDict()
         for number, block in enumerate(backbone.blocks):
-            try:
-                inject_adapter_in_model(config, block)
-            except ValueError as error:
-                kind = type(block).__name__
-                raise BackboneError(f"peft finds no {self.targets} in a block of the kind {kind} ({error})") from error
+            names = [name for target in TARGETS[self.targets] for name in layers(block, target)]
+            config = LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=names)
+            inject_adapter_in_model(config, block)
             for path, layer in [found for found in block.named_modules() if isinstance(found[1], LoraLayer)]:
                 part = LowRank(layer)
                 block.set_submodule(path, StandIn(layer.get_base_layer(), part))
                 self.parts[f"{number}/{path.replace('.', '/')}"] = part
+
+
+def layers(block: nn.Module, target: str) -> list[str]:
+    """Names of the linear layers that do the target's work in a block.
+
+    Raises:
+        BackboneError: none that is known.
+    """
+    linear = {path.rpartition(".")[2] for path, module in block.named_modules() if isinstance(module, nn.Linear)}
+    for names in LAYERS[target]:
+        if names <= linear:
+            return sorted(names)
+    raise BackboneError(
+        f"A block of the kind {type(block).__name__} has no {target} that lora knows, but {', '.join(sorted(linear))}",
+        expected=" or ".join(", ".join(sorted(names)) for names in LAYERS[target]),
+    )
 
 
 class LowRank(nn.Module):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from viapt.backbones import create_backbone
 from viapt.backbones.base import Backbone
 from viapt.backbones.timm_vit import TimmViT
 from viapt.methods import method_class
@@ -72,11 +76,56 @@ def tiny_backbones() -> dict[str, Callable[[], Backbone]]:
         "siglip": {"class_token": False, "global_pool": "map"},
         "average": {"class_token": False, "global_pool": "avg", "fc_norm": True, "img_size": (16, 32)},
     }
-    return {name: partial(tiny_vit, **options) for name, options in variants.items()}
+    rope: dict[str, Any] = {"use_rot_pos_emb": True, "swiglu_mlp": True}
+    mixed: dict[str, Any] = {
+        "use_rot_pos_emb": True,
+        "use_abs_pos_emb": False,
+        "rope_type": "mixed",
+        "attn_type": "rope",
+    }
+    biased: dict[str, Any] = {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "init_values": 0.1}
+    others: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
+        "eva02": (Eva, rope),
+        "rope": (Eva, mixed | {"num_reg_tokens": 2, "init_values": 0.1, "global_pool": "token"}),
+        "beit": (Beit, biased),
+    }
+    vits: dict[str, Callable[[], Backbone]] = {n: partial(tiny_vit, **options) for n, options in variants.items()}
+    timms = vits | {name: partial(tiny_timm, kind, **options) for name, (kind, options) in others.items()}
+    return timms | (tiny_transformers() if find_spec("transformers") else {})
+
+
+def tiny_transformers() -> dict[str, Callable[[], Backbone]]:
+    """The same for models of transformers."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    wide = sizes | {"intermediate_size": 48}
+    variants: dict[str, tuple[str, dict[str, Any]]] = {
+        "hf-vit": ("ViT", wide),
+        "hf-beit": ("Beit", wide | {"use_relative_position_bias": True, "layer_scale_init_value": 0.1}),
+        "hf-dinov2": ("Dinov2WithRegisters", sizes | {"mlp_ratio": 2, "num_register_tokens": 2}),
+        "hf-clip": ("CLIPVision", wide),
+        "hf-siglip": ("SiglipVision", wide),
+        "hf-mae": ("ViTMAE", wide),
+    }
+    return {name: partial(tiny_model, kind, options) for name, (kind, options) in variants.items()}
+
+
+def tiny_model(kind: str, options: dict[str, Any]) -> Backbone:
+    """A small model of transformers."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**options)
+    return tiny(lambda: getattr(transformers, f"{kind}Model")(config))
 
 
 def tiny_vit(**options: Any) -> TimmViT:
-    """A small `VisionTransformer` with weights large enough for every part of it to matter."""
+    """A small `VisionTransformer`."""
+    backbone = tiny_timm(VisionTransformer, **options)
+    assert isinstance(backbone, TimmViT)
+    return backbone
+
+
+def tiny_timm(kind: Callable[..., nn.Module], **options: Any) -> Backbone:
+    """A small transformer of timm."""
     sizes: dict[str, Any] = {
         "img_size": 32,
         "patch_size": 8,
@@ -85,13 +134,18 @@ def tiny_vit(**options: Any) -> TimmViT:
         "num_heads": 2,
         "num_classes": 0,
     }
+    return tiny(lambda: kind(**(sizes | options)))
+
+
+def tiny(build: Callable[[], nn.Module]) -> Backbone:
+    """What `build` makes, with weights large enough for every part of it to matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vit = VisionTransformer(**(sizes | options))
+        module = build()
         with torch.no_grad():
-            for parameter in vit.parameters():
+            for parameter in module.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return TimmViT(vit)
+    return create_backbone(module)
 
 
 def train(
