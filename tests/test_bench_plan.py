@@ -263,7 +263,9 @@ def test_which_files_count():
     counted = {str(p.relative_to(provenance.PACKAGE)) for p in provenance.PACKAGE.rglob("*.py") if provenance.counts(p)}
     assert {"training.py", "reduction.py", "data/packaged.py", "methods/base.py", "bench/jobs.py"} <= counted
     assert not {"cli/fit.py", "methods/viapt.py", "methods/vpt.py", "bench/store.py", "report/plots.py"} & counted
-    assert [path.name for path in provenance.own_files("viapt")] == ["viapt.py"]
+    assert [path.name for path in provenance.own_files("viapt")] == [
+        *("carry.py", "instance_generator.py", "viapt.py", "viapt_arguments.py")
+    ]
     shared = {code.partition("-")[0] for code in provenance.CODE.values()}
     assert len(shared) == 1 and provenance.CODE["viapt"] != provenance.CODE["linear"]
     assert all(

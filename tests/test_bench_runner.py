@@ -23,7 +23,7 @@ from bench_cases import METHODS, VIAPT, small_plan, small_run, small_world
 from viapt.bench.engines import LocalEngine
 from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job, measured, work
-from viapt.bench.plan import CODE
+from viapt.bench.provenance import CODE
 from viapt.bench.records import export, load_records, load_scores, stored_scores
 from viapt.bench.runner import Cell, continued, run
 from viapt.bench.store import Store
