@@ -37,7 +37,7 @@ def resident() -> float:
 
 def adapter_bytes(model: viapt.PromptedClassifier) -> int:
     state = (*model.method.parameters(), *model.method.buffers(), *model.head.parameters())
-    return sum(tensor.nbytes for tensor in state)
+    return sum(tensor.untyped_storage().nbytes() for tensor in state)
 
 
 def filled(

@@ -138,6 +138,7 @@ class MultiTask(Mapping[str, PromptedClassifier]):
                 )
             model.method.to(self.device)
             model.head.to(self.device)
+            shed(model.method)
             self.models = self.models | {name: model}
         return model
 
@@ -257,6 +258,15 @@ class MultiTask(Mapping[str, PromptedClassifier]):
                     expected=f"one of {', '.join(models)}" if models else "a task that was added",
                     remedy=did_you_mean(name, models),
                 )
+
+
+def shed(method: PromptMethod) -> None:
+    """Give up the memory of what only training needs: in its place, one zero stands for all."""
+    for name in method.transient_state():
+        path, _, buffer = name.rpartition(".")
+        module = method.get_submodule(path)
+        tensor = module.get_buffer(buffer)
+        setattr(module, buffer, tensor.new_zeros(()).expand(tensor.shape))
 
 
 class Row(NamedTuple):
