@@ -27,15 +27,14 @@ def connect(address: str | None, cpus: int) -> Any:
     """Ray's module, connected: `shutdown()` ends it.
 
     Args:
-        address: of a cluster, as `ray.init` takes it; None: one on this machine.
-        cpus: of the one on this machine.
+        address: of a cluster, as `ray.init` takes it; None: a new one on this machine, whatever others there are.
+        cpus: of the new one.
 
     Raises:
         ConfigError: there is no cluster at the address.
     """
-    import ray
-
-    room: dict[str, Any] = {"num_cpus": cpus} if address is None else {"address": address}
+    ray: Any = importlib.import_module("ray")
+    room: dict[str, Any] = {"address": "local", "num_cpus": cpus} if address is None else {"address": address}
     try:
         knock(address or "")
         ray.init(**room, log_to_driver=False, logging_level="error", include_dashboard=False)
