@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from viapt.cli.batch import Address, BatchOptions, EngineName, Gpus, Out, Overwrite, Part, Workers
+from viapt.cli.batch import BatchOptions, Out, Overwrite, Part
 from viapt.cli.shown import show_comparison, show_evaluation, show_inspection, show_prediction
 from viapt.errors import ConfigError, DataError
 
@@ -148,10 +148,6 @@ def predict(
     out: Out = None,
     part: Part = None,
     overwrite: Overwrite = False,
-    engine: EngineName = None,
-    address: Address = None,
-    workers: Workers = None,
-    gpus: Gpus = None,
 ) -> None:
     """Classify images; with --policy multi, say how far the samples spread.
 
@@ -161,7 +157,7 @@ def predict(
     from viapt.data.streams import references
     from viapt.tables import say
 
-    chosen = BatchOptions(part, overwrite, engine, address, workers, gpus)
+    chosen = BatchOptions(part, overwrite)
     chosen.check(out, form)
     files = [] if out else list(dict.fromkeys(references(paths)))
     opening = partial(open_model, adapter, policy, rounds, seed, weights, quantise, compile)
