@@ -151,7 +151,7 @@ def members(path: Path) -> Iterator[Reference]:
     try:
         with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # else all of them stay in memory
+                vars(archive)["members"].clear()  # else all of them stay in memory
                 regular = member.isreg() and not member.issparse()
                 if regular and PurePosixPath(member.name).suffix.lower() in SUFFIXES:
                     yield Reference(text(f"{path}::{member.name}"), str(path), member.offset_data, member.size)
