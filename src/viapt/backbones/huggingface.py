@@ -19,8 +19,8 @@ from viapt.backbones.base import Backbone, Preprocessing, Tokens
 from viapt.backbones.timm_base import ADAPTER, check_size, fingerprint
 from viapt.errors import BackboneError
 
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+CLIP: dict[str, Any] = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 BEHIND = ("layernorm", "post_layernorm", "pooler", "head")  # the blocks
 
 

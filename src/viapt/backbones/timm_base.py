@@ -111,7 +111,8 @@ def check_supported(vit: nn.Module, kinds: tuple[type[Transformer], ...] = KINDS
 
 def patch_size_of(vit: Transformer) -> tuple[int, int]:
     """Pixels (height, width) behind one token, also where a convolutional stem makes the tokens."""
-    height, width = vit.patch_embed.feat_ratio(as_scalar=False)
+    sides: Any = vit.patch_embed.feat_ratio(as_scalar=False)
+    height, width = sides
     return int(height), int(width)
 
 
@@ -136,7 +137,8 @@ def fingerprint(module: nn.Module, leave_out: tuple[str, ...] = CLASSIFIER) -> s
 def preprocessing_of(vit: Transformer) -> Preprocessing:
     """The weights' own data configuration, at the image size that the model now has."""
     config = resolve_data_config({}, model=vit)
-    height, width = vit.patch_embed.img_size or config["input_size"][1:]
+    sides: Any = vit.patch_embed.img_size or config["input_size"][1:]
+    height, width = sides
     return Preprocessing(
         image_size=(int(height), int(width)),
         mean=tuple(config["mean"]),

@@ -33,8 +33,9 @@ class TimmRope(TimmBackbone):
         return Tokens(prefix=x[:, :k], patches=x[:, k:], grid=grid, context=context)
 
     def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
-        each_its_own = context is not None and self.vit.rope_mixed
-        return self.vit.blocks[layer](tokens, rope=context[layer] if each_its_own else context)
+        if context is not None and self.vit.rope_mixed:  # each block has its own
+            context = context[layer]
+        return self.vit.blocks[layer](tokens, rope=context)
 
     def check_entered(self) -> None:
         for block in self.vit.blocks:
