@@ -82,6 +82,8 @@ def mixed(names: list[str], images: int) -> list[Question]:
 def test_a_mixed_batch_answers_as_each_task_alone(kind: str, tmp_path: Path) -> None:
     build = tiny_backbones()[kind]
     names = list(METHODS) if kind == "vit" else ["paper", "deep", "shallow", "linear", "lora"]
+    if kind == "eva02":  # whose attention takes no stand-in, and says so
+        names.remove("lora")
     adapters, images = write(tmp_path, build, names), pictures(4, build().preprocessing.image_size)
     questions = mixed(names, 4)
     answers = MultiTask(build(), adapters).answer(images, questions)

@@ -31,6 +31,7 @@ from viapt import packaged
 from viapt.cli import main
 from viapt.data import packaged as suite
 from viapt.data import task_readers
+from viapt.data.benchmarks import TASKS as BENCHMARKS
 from viapt.data.packaged import Recipe, export_folder, fetch_all, folds, split, split_hash, standard_split
 from viapt.data.task import Content, PackagedTask, content_hash
 from viapt.data.task_readers import array_in_pickle
@@ -529,7 +530,7 @@ def test_states_are_listed(small_suite, monkeypatch, capsys):
     ]
     assert viapt_command("data", "list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[-1] == "state" and len(lines) == 2 + len(suite.list_tasks())
+    assert lines[0].split()[-1] == "state" and len(lines) == 2 + len(suite.list_tasks()) + 1 + len(BENCHMARKS)
     assert next(line for line in lines if line.startswith("elpv")).endswith("ready")
     assert next(line for line in lines if line.startswith("count")).endswith("not drawn")
 
