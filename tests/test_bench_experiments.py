@@ -338,7 +338,7 @@ def test_pages_have_their_pictures(name, tmp_path):
     text, pictures = page.read_text(), {p.name: p.read_bytes() for p in (tmp_path / "pictures").iterdir()}
     assert {f"pictures/{p}" for p in pictures} == set(re.findall(r"\]\((pictures/[^)]*)\)", text))
     assert all(content.startswith(b"\x89PNG") for content in pictures.values()) and "nan" not in text.lower()
-    assert len(pictures) == {"kept-dim": 1, "inference": 2, "reduction": 2}[name]
+    assert len(pictures) == {"kept-dim": 2, "inference": 2, "reduction": 2}[name]
     assert f"{len(records)}, {len(records) / 100:.2f} hours of compute" in text
 
 
