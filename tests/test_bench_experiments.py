@@ -96,7 +96,7 @@ def test_kept_dimensions_are_those_of_the_question():
 def test_lora_learns_as_much_as_vpt_deep_or_the_next_smaller_number(dim, depth):
     def learned(entrant: Entrant) -> int:
         vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=dim, depth=depth, num_heads=3)
-        model = viapt.create_model(vit, entrant.method, num_classes=2, **entrant.options)
+        model = viapt.create_model(vit, entrant.method, classes=2, **entrant.options)
         return sum(p.numel() for p in model.method.parameters())
 
     (lora,) = (e for e in EXPERIMENTS["structured"].design(dim).entrants if e.method == "lora")
@@ -338,7 +338,7 @@ def test_pages_have_their_pictures(name, tmp_path):
     text, pictures = page.read_text(), {p.name: p.read_bytes() for p in (tmp_path / "pictures").iterdir()}
     assert {f"pictures/{p}" for p in pictures} == set(re.findall(r"\]\((pictures/[^)]*)\)", text))
     assert all(content.startswith(b"\x89PNG") for content in pictures.values()) and "nan" not in text.lower()
-    assert len(pictures) == {"kept-dim": 1, "inference": 2, "reduction": 2}[name]
+    assert len(pictures) == {"kept-dim": 2, "inference": 2, "reduction": 2}[name]
     assert f"{len(records)}, {len(records) / 100:.2f} hours of compute" in text
 
 
