@@ -123,7 +123,7 @@ class PromptedClassifier(nn.Module):
         prompts: Float[Tensor, "rows p dim"],
         context: Any,
         needed: Needed,
-    ) -> tuple[Float[Tensor, "rows _ dim"], Float[Tensor, "rows _ dim"]]:
+    ) -> tuple[Float[Tensor, "rows _ _"], Float[Tensor, "rows _ _"]]:
         """One frozen block, its activations stored or recomputed."""
         if self.checkpointing and torch.is_grad_enabled():
             # Blocks draw no random numbers: prompts are sampled outside them.

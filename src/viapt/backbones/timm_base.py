@@ -12,6 +12,7 @@ from timm.data.config import resolve_data_config
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -19,13 +20,13 @@ from viapt.backbones.base import Backbone, Preprocessing
 from viapt.errors import BackboneError
 
 Resampler = Callable[[Tensor, tuple[int, int]], Tensor]
-Transformer = VisionTransformer | Eva | Beit
-KINDS: tuple[type[Transformer], ...] = (VisionTransformer, Eva, Beit)
+Transformer = VisionTransformer | Eva | Beit | SwinTransformer
+KINDS: tuple[type[Transformer], ...] = (VisionTransformer, Eva, Beit, SwinTransformer)
 POOLING = ("norm", "fc_norm", "attn_pool")  # parts behind the blocks
 CLASSIFIER = ("head.", "head_dist.")  # what the names of a classifier's weights begin with
 SUPPORTED = (
     "timm's VisionTransformer (ViT, DeiT, DeiT-3, DINOv2, CLIP, SigLIP, FlexiViT ...), "
-    "Eva (EVA-02, DINOv3, ViT-RoPE ...) or Beit"
+    "Eva (EVA-02, DINOv3, ViT-RoPE ...), Beit or SwinTransformer"
 )
 ADAPTER = "choose one of viapt.list_backbones(), or write an adapter: a subclass of viapt.backbones.base.Backbone"
 
@@ -58,7 +59,7 @@ class TimmBackbone(Backbone):
         self.vit = check_supported(vit, self.kinds)
         self.vit.reset_classifier(0)
         self.name = name
-        self.dim, self.depth = self.vit.embed_dim, len(self.vit.blocks)
+        self.dim, self.depth = self.vit.embed_dim, len(self.blocks)
         self.patch_size = patch_size_of(self.vit)
         self.fingerprint = fingerprint(self.vit)
         if image_size is not None:

@@ -7,9 +7,11 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from viapt.errors import BackboneError
+from viapt.methods.widths import Stage, Widths, stages_of, width_of_each
 
 
 class PromptMethod(nn.Module, ABC):
@@ -24,7 +26,15 @@ class PromptMethod(nn.Module, ABC):
     A subclass sets `name`, takes `(dim, depth, patch_size, *, ...)`, and keeps each keyword argument in an attribute of
     the same name.
 
+    Args:
+        dim: d, the width of the backbone's blocks; where they differ, d of each block, multiples of the first.
+        depth: N, how many blocks there are.
+        patch_size: (height, width) in pixels.
+
     Attributes:
+        dim: of the first block.
+        widths: of each block.
+        staged: whether it can serve blocks of several widths: its parts are then as wide as the stage they serve.
         num_prompts: p, prompt tokens in the sequence.
         num_instance_prompts: lambda, how many of them are made from the image, 0 <= lambda <= p.
         carries: whether `carry` reads the prompts that left the block before; if not, nobody computes them, and it is
@@ -45,11 +55,28 @@ class PromptMethod(nn.Module, ABC):
     batch_dependent: bool = False
     exact_gradient: bool = True
     inside: ClassVar[bool] = False
+    staged: ClassVar[bool] = False
     same_for_ever: ClassVar[Literal["features", "tokens", "nothing"]] = "tokens"
 
-    def __init__(self, dim: int, depth: int, patch_size: tuple[int, int]) -> None:
+    def __init__(self, dim: Widths, depth: int, patch_size: tuple[int, int]) -> None:
         super().__init__()
-        self.dim, self.depth, self.patch_size = dim, depth, patch_size
+        self.widths = width_of_each(dim, depth)
+        self.dim, self.depth, self.patch_size = self.widths[0], depth, patch_size
+        if len(self.stages) > 1 and not self.staged:
+            raise BackboneError(
+                f"The method {self.name} serves blocks of one width, and these have {list(dict.fromkeys(self.widths))}",
+                expected="a backbone without stages, or a method that is staged, for instance viapt or vpt-deep",
+            )
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Blocks of one width each."""
+        return stages_of(self.widths)
+
+    @property
+    def built_for(self) -> Widths:
+        """What the constructor was given as `dim`."""
+        return self.dim if len(self.stages) == 1 else self.widths
 
     @property
     def sampled_prompts(self) -> int:
@@ -129,6 +156,7 @@ class WithoutPrompts(PromptMethod):
     """A method that puts no tokens in."""
 
     carries = False
+    staged = True
 
     def start(
         self,
@@ -138,8 +166,9 @@ class WithoutPrompts(PromptMethod):
     ) -> Float[Tensor, "rows p dim"]:
         return patches.new_zeros(rows_of(patches, noise), 0, self.dim)
 
-    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
-        return prompts
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p width"]:
+        width = self.widths[layer]
+        return prompts if prompts.shape[-1] == width else prompts.new_zeros(prompts.shape[0], 0, width)
 
 
 class StandIn(nn.Module):
@@ -194,7 +223,3 @@ def init_bound(dim: int, patch_size: tuple[int, int]) -> float:
     """
     return math.sqrt(6 / (3 * patch_size[0] * patch_size[1] + dim))
 
-
-def prompt_parameter(*shape: int, bound: float) -> nn.Parameter:
-    """A learnable tensor, uniform in [-bound, bound]."""
-    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
