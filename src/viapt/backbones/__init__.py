@@ -47,7 +47,7 @@ def create_backbone(
 
     Args:
         spec: one of
-            - the name of a timm VisionTransformer, Eva, Beit or SwinTransformer, with or without the tag of its weights;
+            - the name of a timm VisionTransformer, Eva, Beit or Swin, with or without the tag of its weights;
             - "packaged:vits14", a ViT-S/14 out of a package registry. Its own image size is 518 (1369 tokens); here it
               is 98 (49 tokens) unless another is asked for: a laptop fits a task at 98 in minutes and at 518 in days;
             - "local-dir:PATH", a folder with timm's config.json and model.safetensors;

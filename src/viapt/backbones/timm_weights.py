@@ -187,7 +187,12 @@ def vit_from_folder(folder: Path) -> Transformer:
 def fit_position_grid(vit: Transformer, tensors: Mapping[str, Tensor]) -> None:
     """Give a model the square image size whose position grid the weights have."""
     position: Any = tensors.get("pos_embed")
-    if getattr(vit, "pos_embed", None) is None or position is None or position.ndim != 3 or position.shape == vit.pos_embed.shape:
+    if (
+        getattr(vit, "pos_embed", None) is None
+        or position is None
+        or position.ndim != 3
+        or position.shape == vit.pos_embed.shape
+    ):
         return
     prefix = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
     side = math.isqrt(max(0, position.shape[1] - prefix))

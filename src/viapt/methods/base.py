@@ -222,4 +222,3 @@ def init_bound(dim: int, patch_size: tuple[int, int]) -> float:
     Sqrt(6 / (3 * patch_height * patch_width + dim)); 0.0625 for ViT-B/16.
     """
     return math.sqrt(6 / (3 * patch_size[0] * patch_size[1] + dim))
-
