@@ -125,7 +125,7 @@ def test_nothing_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("viapt.vpt_checkpoint.LIMIT", 10_000)
+    monkeypatch.setattr("viapt.foreign_checkpoint.LIMIT", 10_000)
     with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(100_000))
     with pytest.raises(ArtifactError, match="unpacks to 100000 bytes"):

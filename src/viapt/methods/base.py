@@ -42,7 +42,7 @@ class PromptMethod(nn.Module, ABC):
         batch_dependent: whether an image's answer depends on the other images of its batch.
         exact_gradient: whether the gradient is the derivative of the answer, or is stopped somewhere on purpose.
         learning_rate: of AdamW, where the user names none; chosen on validation data (docs/log.md).
-        inside: whether it works inside the backbone.
+        inside: whether it works inside the backbone, or between its blocks.
         same_for_ever: what of an image is the same whatever is learned, so that it can be computed once: its
             "features", its "tokens" after the embedding, or "nothing".
     """
@@ -126,6 +126,13 @@ class PromptMethod(nn.Module, ABC):
             stage: -1 for the embedding, the number of a block, or `depth` for what follows the blocks.
         """
         return {}
+
+    def leaving(self, layer: int, tokens: Float[Tensor, "rows t width"]) -> Float[Tensor, "rows t width"]:
+        """What becomes of an image's tokens (no prompts) that left block `layer`: here they stay as they are.
+
+        Behind the last block there may be fewer: those that are pooled. Who changes them is `inside`.
+        """
+        return tokens
 
     def penalty(self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]) -> Float[Tensor, ""] | None:
         """A term that training adds to the loss, or None."""
