@@ -13,4 +13,4 @@ MAIN = ("viapt", "vpt-deep", "linear")
 ONE_OF_A_KIND = ("eva02", "rope", "beit", "swin", "hf-vit", "hf-beit")
 FEW = ("gradients", "artifact_round_trip")
 REFUSED = [("e2vpt", name) for name in BACKBONES if name not in THOROUGH]
-REFUSED += [("lora", "eva02"), ("ssf", "eva02"), ("ssf", "hf-siglip")]
+REFUSED += [("lora", "eva02"), ("ssf", "eva02"), ("ssf", "hf-siglip"), ("adapter-plus", "swin")]

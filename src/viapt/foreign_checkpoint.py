@@ -123,7 +123,14 @@ def fill(path: Path, model: PromptedClassifier, learned: Mapping[str, Tensor], r
         ArtifactError: one is of another shape.
     """
     for name, tensor in learned.items():
-        own = model.learnable()[name]
+        own = model.learnable().get(name)
+        if own is None:
+            refuse(
+                path,
+                f"gives {name} for all blocks",
+                expected=f"prompts of {len(model.method.stages)} widths",
+                remedy=remedy,
+            )
         if own.shape != tensor.shape:
             refuse(
                 path,

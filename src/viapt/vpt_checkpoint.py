@@ -191,6 +191,8 @@ def to_vpt(adapter: str | Path, path: str | Path) -> Path:
             f"{folder} holds a {config['method']} adapter", expected="vpt-shallow, or vpt-deep that is not shared"
         )
     tensors = {name: tensor.float() for name, tensor in read_tensors(folder, config).items()}
+    if "method.prompts" not in tensors or any(name.startswith("method.projection.parts.") for name in tensors):
+        refuse(folder, "holds prompts of several widths", expected="those of a backbone without stages")
     prompts = tensors["method.prompts"]
     state = {"enc.transformer.prompt_embeddings": prompts[None] if prompts.ndim == 2 else prompts[:1]}
     if prompts.ndim == 3:
