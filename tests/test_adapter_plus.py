@@ -89,6 +89,15 @@ def test_there_and_back(suffix: str, tmp_path: Path) -> None:
         torch.testing.assert_close(by_the_paper(tiny(), loaded, IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
 
 
+def test_it_starts_as_houlsbys_adapters_do() -> None:
+    method = create_method("adapter-plus", 500, 1, (8, 8), width=200)
+    for layer in (method.adapters[0].down, method.adapters[0].up):
+        # of a normal distribution cut off at two standard deviations, the standard deviation is 0.88 of that
+        assert 0.0195 < layer.weight.abs().max() <= 0.02001 and 0.0086 < layer.weight.std() < 0.009
+        assert not layer.bias.any()
+    assert bool((method.adapters[0].scale == 1).all())
+
+
 class DictConfig(dict):
     """Like what the authors' training leaves among its hyperparameters."""
 
@@ -132,7 +141,7 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str, tmp_
 
 
 def test_other_mistakes_are_refused(tmp_path: Path) -> None:
-    for depth, width, message in ((N + 1, D, "adapters of 4 blocks"), (N, 16, r"down\.weight of shape \(5, 16\)")):
+    for depth, width, message in ((N + 1, D, "adapters of 4 blocks"), (N, 16, r"head\.weight of shape \(4, 16\)")):
         torch.save(checkpoint(depth=depth, width=width), tmp_path / "x.pth")
         with pytest.raises(ArtifactError, match=message):
             from_adapter_plus(tmp_path / "x.pth", tiny(), classes=4)

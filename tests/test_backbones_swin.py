@@ -197,7 +197,7 @@ def test_the_corners_of_viapt(kind: str) -> None:
     x = images(vit).double()
 
     def build(method: str, **options: Any) -> PromptedClassifier:
-        return create_model(vit, method, classes=2, num_prompts=3, precision="float32", **options).double()
+        return create_model(vit, method, classes=2, num_prompts=8, precision="float32", **options).double()
 
     deep, shallow = build("vpt-deep"), build("vpt-shallow")
     nothing = build("viapt", kept_dim=0)
@@ -243,20 +243,21 @@ def test_each_stage_measures_what_it_carries() -> None:
         ("vpt-deep", {"projected_dim": 5, "shared": True}),
         ("vpt-deep", {"dropout": 0.5}),
         ("vpt-shallow", {"projected_dim": 5, "dropout": 0.5}),
-        ("viapt", {"kept_dim": "adaptive", "image_gate": True, "carried": "variation"}),
-        ("viapt", {"fresh_dim": "full", "reduction": "linear"}),
-        ("viapt", {"reduction": "select", "learn_carry_scale": True, "shared_basis": True}),
-        ("viapt", {"reduction": "batch"}),
-        ("viapt", {"reduction": "instance"}),
+        ("viapt", {"kept_dim": "adaptive", "max_kept_dim": 3, "image_gate": True, "carried": "variation"}),
+        ("viapt", {"kept_dim": 2, "fresh_dim": "full", "reduction": "linear"}),
+        ("viapt", {"kept_dim": 2, "reduction": "select", "learn_carry_scale": True, "shared_basis": True}),
+        ("viapt", {"kept_dim": 2, "carry_scale": 0.0}),
+        ("viapt", {"kept_dim": 2, "reduction": "batch"}),
+        ("viapt", {"kept_dim": 2, "reduction": "instance"}),
         ("lora", {"targets": "all"}),
-        ("adaptformer", {"width": 2}),
+        ("adaptformer", {"width": 8}),
     ],
 )
 def test_options_learn_in_every_stage(method: str, options: dict[str, Any]) -> None:
     if method == "lora":
         pytest.importorskip("peft")
     model = create_model(tiny("three stages"), method, classes=2, **options).train()
-    optimizer = torch.optim.SGD(model.learnable().values(), lr=0.1)
+    optimizer = torch.optim.Adam(model.learnable().values(), lr=0.01)
     x, before = images(model.backbone.vit, 4), {n: p.detach().clone() for n, p in model.learnable().items()}
     for _ in range(3):
         loss, _ = model(x, torch.tensor([0, 1, 0, 1]))
@@ -274,7 +275,7 @@ def test_dropout_of_wider_prompts_has_as_many_numbers() -> None:
     for layer, width in enumerate(model.method.widths):
         entering = model.method.entering(layer, 4000) / model.method.prompts[layer]
         assert entering.shape == (4000, 3, width)
-        assert set(entering.round(decimals=4).unique().tolist()) <= {0.0, 1.3333}
+        assert bool(((entering == 0) | ((entering - 4 / 3).abs() < 1e-5)).all())
         assert 0.74 < (entering > 0).float().mean() < 0.76
 
 
@@ -318,7 +319,7 @@ def test_where_weights_are_used() -> None:
 
 
 def test_prompts_of_all_layers_can_be_compared() -> None:
-    model = create_model(tiny("three stages"), "viapt", classes=2, num_prompts=4, num_instance_prompts=2)
+    model = create_model(tiny("three stages"), "viapt", classes=2, kept_dim=2, num_prompts=4, num_instance_prompts=2)
     prompts = entering_prompts(model, images(model.backbone.vit, 3))
     assert [tuple(layer.shape) for layer in prompts] == [(3, 4, 8), (3, 4, 16), (3, 4, 16), (3, 4, 32)]
     similarity = prompt_similarity(prompts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from torch.nn import functional as F  # noqa: N812
 from viapt.errors import ConfigError
 from viapt.methods.base import WithoutPrompts
 from viapt.methods.widths import Widths
+
+STD = 0.01
+WITHIN = math.erf(math.sqrt(2))  # share of a normal distribution within two standard deviations
 
 
 class AdapterPlus(WithoutPrompts):
@@ -48,8 +53,9 @@ class Adapter(nn.Module):
         self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
         self.scale = nn.Parameter(torch.ones(dim))
         for layer in (self.down, self.up):
-            nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
-            nn.init.zeros_(layer.bias)
+            with torch.no_grad():  # a normal distribution within two standard deviations, by its inverse
+                layer.weight.uniform_(-WITHIN, WITHIN).erfinv_().mul_(STD * math.sqrt(2))
+                layer.bias.zero_()
 
     def forward(self, x: Float[Tensor, "rows t dim"]) -> Float[Tensor, "rows t dim"]:
         """Computed in the precision of its input."""

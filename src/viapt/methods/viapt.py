@@ -218,7 +218,9 @@ class ViaPT(PromptMethod):
     ) -> Float[Tensor, "rows p dim"]:
         return self.entering(0, self.fuse(patches, grid, noise))
 
-    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p _"]) -> Float[Tensor, "rows p dim"]:
+        if prompts.shape[-1] != self.widths[layer]:  # those that entered the stage before: nothing is carried
+            prompts = prompts.new_zeros(*prompts.shape[:2], self.widths[layer])
         entering = self.entering(layer, at(self.scale, layer)(layer, prompts))
         if self.instance is not None:
             entering = entering + self.instance_scale[layer - 1] * self.instance
