@@ -264,7 +264,10 @@ def test_options_learn_in_every_stage(method: str, options: dict[str, Any]) -> N
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert [name for name, p in model.learnable().items() if torch.equal(p, before[name])] == []
+    learned = {
+        name: p for name, p in model.learnable().items() if p.numel()
+    }  # a first stage of one block carries nothing
+    assert [name for name, p in learned.items() if torch.equal(p, before[name])] == []
 
 
 def test_dropout_of_wider_prompts_has_as_many_numbers() -> None:
