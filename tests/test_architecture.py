@@ -35,7 +35,8 @@ FLOORS: list[set[str]] = [
     {"training", "training_state", "history", "progress", "evaluation", "comparison", "inference"}
     | {"artifact", "adapter_files", "model_card", "acceleration", "optimization", "exported"}
     | {"sampling", "round_calibration", "caching", "pruning", "multitask", "hub", "publishing"},
-    {"runs", "inspection", "explanation", "testing", "estimator", "trainer", "vpt_checkpoint"},
+    {"runs", "inspection", "explanation", "testing", "estimator", "trainer"}
+    | {"foreign_checkpoint", "vpt_checkpoint", "adapter_plus_checkpoint"},
     {"bench", "batch", "serve", "report", "export", "demo"},
     {"cli"},
     {"viapt", "__main__"},  # the public names, and `python -m viapt`
