@@ -90,7 +90,7 @@ def test_there_and_back(suffix: str, tmp_path: Path) -> None:
 
 
 def test_it_starts_as_houlsbys_adapters_do() -> None:
-    method = create_method("adapter-plus", 500, 1, (8, 8), width=200)
+    method: Any = create_method("adapter-plus", 500, 1, (8, 8), width=200)
     for layer in (method.adapters[0].down, method.adapters[0].up):
         # of a normal distribution cut off at two standard deviations, the standard deviation is 0.88 of that
         assert 0.0195 < layer.weight.abs().max() <= 0.02001 and 0.0086 < layer.weight.std() < 0.009

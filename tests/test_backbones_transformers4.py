@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
 }
 
 
-def parts(**modules: nn.Module) -> nn.Module:
+def parts(**modules: nn.Module) -> Any:
     """A module that only holds others, by these names."""
     holder = nn.Module()
     for name, module in modules.items():
@@ -34,6 +34,8 @@ def parts(**modules: nn.Module) -> nn.Module:
 
 
 class ViTEmbeddings(nn.Module):
+    patch_embeddings: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 16))
@@ -51,6 +53,10 @@ class ViTEmbeddings(nn.Module):
 
 class ViTLayer(nn.Module):
     """Query, key and value two modules down, the MLP in `intermediate` and `output`; the answer is a tuple."""
+
+    attention: Any
+    intermediate: Any
+    output: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,6 +79,8 @@ class ViTLayer(nn.Module):
 
 
 class ViTModel(nn.Module):
+    encoder: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.config = SimpleNamespace(model_type="vit", **SIZES)
@@ -144,7 +152,7 @@ def test_blocks_are_found_by_structure() -> None:
 def test_methods_inside_find_their_layers_or_say_so() -> None:
     _, old = both()
     pytest.importorskip("peft")
-    parts_of_lora = create_model(HuggingFaceViT(old), "lora", classes=2).method.parts
+    parts_of_lora: Any = create_model(HuggingFaceViT(old), "lora", classes=2).method.parts
     assert {name.rpartition("/")[2] for name in parts_of_lora} == {"query", "key", "value"}
     with pytest.raises(BackboneError, match="no MLP of its own"):
         create_model(HuggingFaceViT(both()[1]), "adaptformer", classes=2)

@@ -99,18 +99,19 @@ def check_supported(vit: nn.Module, kinds: tuple[type[Transformer], ...] = KINDS
         raise BackboneError(f"The backbone is a {kind}", expected=SUPPORTED, remedy=ADAPTER)
     if type(vit).forward_features not in [known.forward_features for known in kinds]:
         raise BackboneError(f"{kind} has a forward_features of its own", expected=SUPPORTED, remedy=ADAPTER)
-    if not vit.global_pool:
+    checked: Any = vit
+    if not checked.global_pool:
         raise BackboneError(
             "The backbone has global_pool = '': it returns tokens instead of one feature",
             remedy="vit.reset_classifier(0, 'token'), or 'avg'",
         )
-    channels = next(layer.in_channels for layer in vit.patch_embed.modules() if isinstance(layer, nn.Conv2d))
+    channels = next(layer.in_channels for layer in checked.patch_embed.modules() if isinstance(layer, nn.Conv2d))
     if channels != 3:
         raise BackboneError(f"The backbone takes images of {channels} channels", expected="3 (RGB)")
-    return vit
+    return checked
 
 
-def patch_size_of(vit: Transformer) -> tuple[int, int]:
+def patch_size_of(vit: Any) -> tuple[int, int]:
     """Pixels (height, width) behind one token, also where a convolutional stem makes the tokens."""
     sides: Any = vit.patch_embed.feat_ratio(as_scalar=False)
     height, width = sides
@@ -165,7 +166,7 @@ def check_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> None
             )
 
 
-def resize(vit: Transformer, image_size: tuple[int, int], resample_position: Resampler | None = None) -> None:
+def resize(vit: Any, image_size: tuple[int, int], resample_position: Resampler | None = None) -> None:
     """Change image size and position grid in place.
 
     Raises:

@@ -115,10 +115,10 @@ def bias_of(block: Any, windows: int, p: int) -> Float[Tensor, "1 _ t t"]:
     return bias.flatten(0, 1)[None]
 
 
-def merge(merging: nn.Module, x: Float[Tensor, "batch t dim"], grid: tuple[int, int]) -> Float[Tensor, "batch _ _"]:
+def merge(merging: Any, x: Float[Tensor, "batch t dim"], grid: tuple[int, int]) -> Float[Tensor, "batch _ _"]:
     """Four neighbours into one wider token, by timm's layer; each prompt as four of itself."""
     h, w = grid
     image, prompts = x.split([h * w, x.shape[1] - h * w], dim=1)
-    merged: Any = merging(image.unflatten(1, (h, w)))
+    merged = merging(image.unflatten(1, (h, w)))
     of_prompts = merging.reduction(merging.norm(prompts.repeat(1, 1, 4)))
     return torch.cat([merged.flatten(1, 2), of_prompts], dim=1)

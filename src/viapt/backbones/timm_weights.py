@@ -184,7 +184,7 @@ def vit_from_folder(folder: Path) -> Transformer:
     return vit_from_tensors(build, read_tensor_file(weights, BackboneError), str(weights))
 
 
-def fit_position_grid(vit: Transformer, tensors: Mapping[str, Tensor]) -> None:
+def fit_position_grid(vit: Any, tensors: Mapping[str, Tensor]) -> None:
     """Give a model the square image size whose position grid the weights have."""
     position: Any = tensors.get("pos_embed")
     if (
