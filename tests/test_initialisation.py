@@ -179,6 +179,12 @@ def test_uniform_prompts_stay_as_they_are() -> None:
     assert learned_bits(model) == before
 
 
+@pytest.mark.parametrize("method", ["viapt", "vpt-deep", "vpt-shallow"])
+def test_blocks_of_several_widths_are_refused(method: str) -> None:
+    with pytest.raises(ConfigError, match="initial_prompts"):
+        create_method(method, (32, 64), 2, (16, 16), **TOKENS)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "found"),
     [

@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "e2vpt": ("e2vpt", {"num_prompts": 4, "key_value_prompts": 2}),
     "ssf": ("ssf", {}),
     "partial": ("partial", {}),
+    "adapter-plus": ("adapter-plus", {"width": 3}),
 }
 
 
