@@ -1,4 +1,4 @@
-"""Teaching: a task from labelled photos, fitted in the background, used, downloaded; refused, cancelled, interrupted."""
+"""Teaching: a task from labelled photos, fitted beside the server, used, downloaded; refused, cancelled."""
 
 from __future__ import annotations
 

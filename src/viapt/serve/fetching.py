@@ -151,7 +151,8 @@ def parsed(url: str, text: str) -> httpx.URL:
         where = httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
         raise refused(url) from error
-    if len(text) > LONGEST or where.scheme not in ("http", "https") or not where.host or where.userinfo:
+    sound = where.scheme in ("http", "https") and where.host and not where.userinfo and (where.port or 1) < 2**16
+    if len(text) > LONGEST or not sound:
         raise refused(url)
     return where
 
