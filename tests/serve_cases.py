@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,9 +50,15 @@ def upload(*pictures: bytes, **fields: Any) -> dict[str, Any]:
 Scenario = Callable[[httpx.AsyncClient, FastAPI], Awaitable[None]]
 
 
-def serve(adapters: dict[str, Path], scenario: Scenario, limits: Limits | None = None, **options: Any) -> None:
+def serve(
+    adapters: dict[str, Path],
+    scenario: Scenario,
+    limits: Limits | None = None,
+    backbone: str | None = None,
+    **options: Any,
+) -> None:
     """A scenario with a new service of these adapters; at the end, nothing is left behind."""
-    app = create_app(MultiTask(tiny_vit(), adapters), limits=limits, **options)
+    app = create_app(MultiTask(backbone or tiny_vit(), adapters), limits=limits, **options)
 
     async def run() -> None:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -60,6 +71,42 @@ def serve(adapters: dict[str, Path], scenario: Scenario, limits: Limits | None =
 
     asyncio.run(run())
     gc.collect()  # here, and not in the middle of another test
+
+
+PATIENCE = 500  # seconds; machines may be busy
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def reached(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@contextmanager
+def served(folder: Path, log: Path, *options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`viapt serve` in a process of its own, ready; it is killed if it does not end by itself."""
+    port = free_port()
+    command = [sys.executable, "-m", "viapt", "serve", str(folder), "--port", str(port), *options]
+    surroundings = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=surroundings, stdout=file, stderr=file, text=True)
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not reached(port):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

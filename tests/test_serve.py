@@ -419,7 +419,8 @@ def test_the_schema_describes_answers_and_errors(adapters: dict[str, Path]) -> N
     async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
         schema = (await client.get("/openapi.json")).json()
         assert set(schema["paths"]) == {
-            "/healthz", "/readyz", "/metrics", "/v1/tasks", "/v1/tasks/{name}", "/v1/classify",
+            "/healthz", "/readyz", "/metrics", "/v1/tasks", "/v1/tasks/{name}", "/v1/tasks/{name}/adapter",
+            "/v1/classify", "/v1/attention", "/v1/teachings", "/v1/teachings/{id}",
         }  # fmt: skip
         answers = schema["paths"]["/v1/classify"]["post"]["responses"]
         assert "Answers" in json.dumps(answers["200"])

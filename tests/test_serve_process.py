@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,14 +16,13 @@ import httpx
 import pytest
 
 from cli_cases import write_backbone
-from serve_cases import picture
+from serve_cases import PATIENCE, free_port, picture, reached, served
 from viapt.cli import main
 from viapt.create import create_model
 from viapt.errors import ConfigError, DataError
 from viapt.serve.client import Client, requests
 
 TOKEN = "a-token-of-some-length"
-PATIENCE = 500  # seconds; machines may be busy
 
 
 @pytest.fixture(scope="module")
@@ -45,36 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`viapt serve` in a process of its own, ready; it is killed if it does not end by itself."""
-    port, log = free_port(), (folder / "log").open("w")
-    arguments = ["serve", str(folder / "adapters"), "--port", str(port), "--max-images", "2"]
-    command = [sys.executable, "-m", "viapt", *arguments]
-    environment = os.environ | {"VIAPT_TOKEN": TOKEN, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
-    while not reached(port):
-        assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.05)
-    yield url, process
-    process.kill()
-    process.wait()
-    log.close()
-
-
-def reached(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
-    except ConnectionRefusedError:
-        return False
-    return True
+    with served(folder / "adapters", folder / "log", "--max-images", "2", VIAPT_TOKEN=TOKEN) as found:
+        yield found
 
 
 def run(capsys: Any, *arguments: object) -> tuple[Any, str, str]:

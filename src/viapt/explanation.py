@@ -103,6 +103,21 @@ def layer_attention(model: PromptedClassifier, images: Images) -> LayerAttention
     return LayerAttention("class token" if prefix else "patches", maps, on_prompts, on_prefix, prompts)
 
 
+def lookers(model: PromptedClassifier, attention: LayerAttention, k: int) -> dict[str, Float[np.ndarray, "layers h w"]]:
+    """Who looks at picture k, and where."""
+    maps = {"The class token" if attention.looking == "class token" else "The patches, their mean": attention.maps[k]}
+    for kind, rows in kinds(model).items():
+        maps[f"{kind}, the mean of {rows.stop - rows.start}"] = attention.prompts[k, :, rows].mean(1)
+    return {who: where.numpy() for who, where in maps.items()}
+
+
+def kinds(model: PromptedClassifier) -> dict[str, slice]:
+    """Which prompts are made from the picture, and which are the same for all; a kind that there is not is left out."""
+    lambda_, p = model.method.num_instance_prompts, model.method.num_prompts
+    found = {"Instance prompts": slice(0, lambda_), "Dataset-level prompts": slice(lambda_, p)}
+    return {kind: rows for kind, rows in found.items() if rows.start < rows.stop}
+
+
 def entering_prompts(model: PromptedClassifier, images: Images) -> list[Float[Tensor, "n p _"]]:
     """The prompts that enter each layer, as wide as it is.
 

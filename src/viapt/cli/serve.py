@@ -11,7 +11,7 @@ import typer
 from viapt.cli.use import TokenFile, Weights
 from viapt.errors import ConfigError
 
-PARTS = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+PARTS = ("fastapi", "uvicorn", "multipart", "prometheus_client", "httpx")
 
 
 def serve(
@@ -22,6 +22,15 @@ def serve(
         list[Path] | None,
         typer.Option(help="Folder below which clients may load further adapters. May be repeated (default: none)."),
     ] = None,
+    teach: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for tasks that are taught on the page; those in it are loaded (default: no teaching)."
+        ),
+    ] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch images from public addresses that clients name.")
+    ] = False,
     token_file: TokenFile = None,
     weights: Weights = None,
     wait_ms: Annotated[float, typer.Option(help="How long a request waits for others to share its pass.")] = 5,
@@ -32,9 +41,10 @@ def serve(
     max_mib: Annotated[int, typer.Option(help="Of one request, in MiB.")] = 32,
     max_megapixels: Annotated[float, typer.Option(help="Of one image.")] = 25,
 ) -> None:
-    """Serve the tasks of adapters: classify, list, load, unload, health, metrics. SIGTERM answers what was begun.
+    """Serve the tasks of adapters: a page at /, and an API to classify, list, load, unload and teach.
 
-    The backbone is in memory once; a batch mixes requests, tasks and methods. See docs/serving.md.
+    SIGTERM answers what was begun. The backbone is in memory once; a batch mixes requests, tasks and methods. See
+    docs/serving.md.
     """
     missing = [name for name in PARTS if find_spec(name) is None]
     if missing:
@@ -58,10 +68,20 @@ def serve(
             raise ConfigError(f"--root {folder} is no folder", expected="one that is there")
 
     from viapt.serve.app import create_app
+    from viapt.serve.fetching import Fetcher
     from viapt.serve.server import run
     from viapt.serve.tasks import open_tasks
     from viapt.tables import say
 
     tasks = open_tasks(adapters, weights, rows)
+    app = create_app(
+        tasks,
+        limits=limits,
+        roots=root or (),
+        token=token,
+        teach=teach,
+        fetcher=Fetcher(limits.request_bytes, limits.upload) if allow_urls else None,
+        local=token is None,
+    )
     say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}: {', '.join(tasks)}")
-    run(create_app(tasks, limits=limits, roots=root or (), token=token), host, port, limits)
+    run(app, host, port, limits)

@@ -9,8 +9,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from viapt.serve.access import is_loopback
 from viapt.serve.limits import Limits
 from viapt.serve.metrics import Metrics
+from viapt.serve.page import is_page
 from viapt.serve.problems import Problem
 
 OPEN = ("/healthz", "/readyz")  # for whoever starts and watches the process: they tell nothing else
@@ -21,11 +23,12 @@ class Gate:
 
     Args:
         app: what it guards.
-        token: that every request but those of `OPEN` must carry; None: none is needed.
+        token: that every request but those of `OPEN` and of the page must carry; None: none is needed.
+        local: whether every request must name the server by a loopback name.
     """
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str | None) -> None:
-        self.app, self.limits, self.metrics, self.token = app, limits, metrics, token
+    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str | None, local: bool) -> None:
+        self.app, self.limits, self.metrics, self.token, self.local = app, limits, metrics, token, local
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,10 +75,12 @@ class Gate:
         """Refuse what can be refused by the headers alone.
 
         Raises:
-            Problem: a missing or wrong token, a body that says it is too large, too many requests at a time.
+            Problem: a request that another site had a browser send, a missing or wrong token, a body that says it is
+                too large, too many requests at a time.
         """
         headers = dict(scope["headers"])
-        if self.token is not None:
+        check_origin(scope["method"], headers, self.local)
+        if self.token is not None and not is_page(scope["path"]):
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self.token.encode()):
                 raise Problem(
@@ -92,6 +97,27 @@ class Gate:
             raise Problem(
                 503, "busy", f"{self.inside} requests are being answered", remedy="send it again later", retry_after=1
             )
+
+
+def check_origin(method: str, headers: dict[bytes, bytes], local: bool) -> None:
+    """Refuse what a page of another site asks by way of somebody's browser, beyond looking.
+
+    Raises:
+        Problem: the page is of another site, or the name of this server is one that another site made up.
+    """
+    host, origin, site = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin", b"sec-fetch-site"))
+    foreign = site not in ("same-origin", "none") if site else bool(origin) and origin.partition("://")[2] != host
+    if foreign and method not in ("GET", "HEAD"):
+        raise Problem(403, "foreign_origin", "A page of another site asks", expected="the page of this server itself")
+    if local and not is_loopback(name_in(host)):
+        raise Problem(403, "foreign_name", f"The server is called {host!r}", expected="localhost or 127.0.0.1")
+
+
+def name_in(host: str) -> str:
+    """Of a Host header, without the port; an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
 
 
 class Body:

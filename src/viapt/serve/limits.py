@@ -22,6 +22,11 @@ class Limits:
         rounds: of the policy `multi`.
         upload: seconds until a request's body has arrived.
         timeout: seconds until its answer is there.
+        photos: that a task is taught with, of all classes together.
+        classes: of a task that is taught.
+        epochs: of a fit.
+        fit_seconds: that it may take.
+        taught: tasks that the folder of taught ones may hold.
 
     Raises:
         ConfigError: a number out of range.
@@ -37,6 +42,11 @@ class Limits:
     rounds: int = 32
     upload: float = 20.0
     timeout: float = 30.0
+    photos: int = 400
+    classes: int = 50
+    epochs: int = 200
+    fit_seconds: float = 3600.0
+    taught: int = 200
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -14,6 +14,7 @@ class TaskInfo(BaseModel):
     method: str
     classes: list[str]
     samples: bool = Field(description="Whether the policies fixed and multi differ from mean.")
+    taught: bool = Field(False, description="Whether it was taught here, and its adapter can be downloaded.")
 
 
 class LimitsInfo(BaseModel):
@@ -25,11 +26,22 @@ class LimitsInfo(BaseModel):
     rounds: int
 
 
+class TeachingInfo(BaseModel):
+    """What the server takes in one teaching."""
+
+    photos: int
+    classes: int
+    epochs: int
+    methods: list[str]
+
+
 class TaskList(BaseModel):
     """All tasks that are loaded, and what may be asked of them."""
 
     tasks: list[TaskInfo]
     limits: LimitsInfo
+    urls: bool = Field(description="Whether images may be named by their address.")
+    teaching: TeachingInfo | None = Field(description="None: nothing is taught here.")
     backbone: str | None
     fingerprint: str
 
@@ -64,6 +76,58 @@ class Answers(BaseModel):
     """In the order of the images."""
 
     images: list[ImageAnswer]
+
+
+class Attention(BaseModel):
+    """Where a task looks in a picture, layer by layer."""
+
+    picture: str = Field(description="As the task sees it, cropped: a PNG as a data URL.")
+    layers: int
+    maps: dict[str, list[list[list[float]]]] = Field(
+        description="Who looks: the class token (or the mean of the patches), and the means of each kind of prompts -> "
+        "share of its attention on each patch, as [layer][row][column]."
+    )
+    on_prompts: list[float] = Field(description="Of the first of them, by layer: the share that goes to prompts.")
+    on_prefix: list[float] = Field(description="Likewise to class and register tokens.")
+
+
+class EpochInfo(BaseModel):
+    """One epoch of a fit."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None = Field(description="Of the photos that were held back, if any were.")
+    val_accuracy: float | None
+
+
+class FailureInfo(BaseModel):
+    """Why a fit failed."""
+
+    message: str
+    expected: str | None
+    remedy: str | None
+
+
+class Teaching(BaseModel):
+    """A task that is being taught, or was."""
+
+    id: str
+    name: str
+    state: Literal["preparing", "fitting", "saving", "done", "cancelled", "failed"]
+    method: str
+    photos: dict[str, int] = Field(description="Class -> photos.")
+    held_back: bool = Field(description="Whether a fifth of each class is measured on, and not learned from.")
+    epochs: int
+    curve: list[EpochInfo] = Field(description="The epochs that are done.")
+    seconds: float
+    error: FailureInfo | None
+
+
+class TeachingList(BaseModel):
+    """The latest ones, oldest first."""
+
+    teachings: list[Teaching]
 
 
 class Status(BaseModel):

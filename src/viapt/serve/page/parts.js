@@ -1,0 +1,73 @@
+// Small parts that all views share.
+
+export const at = (id) => document.getElementById(id);
+
+// An element: name, attributes (an "on..." one is a listener), children (text or elements).
+export function make(name, attributes = {}, ...children) {
+  const svg = ["svg", "polyline", "line", "text", "rect", "circle", "title"].includes(name);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (value === true) element.setAttribute(key, "");
+    else if (value !== false && value !== null) element.setAttribute(key, value);
+  }
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+export const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
+
+export function counted(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+export function say(text) {
+  at("news").textContent = text;
+}
+
+export function complain(error) {
+  at("trouble").textContent = error ? error.message : "";
+  if (error) at("trouble").scrollIntoView({ block: "nearest" });
+}
+
+// Runs something that may fail, with a button out of action meanwhile.
+export async function trying(button, work) {
+  complain(null);
+  button.disabled = true;
+  try {
+    return await work();
+  } catch (error) {
+    complain(error);
+    return undefined;
+  } finally {
+    button.disabled = false;
+  }
+}
+
+// Has an element take files that are dropped on it.
+export function takesDrops(element, onFiles) {
+  element.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    element.classList.add("over");
+  });
+  element.addEventListener("dragleave", () => element.classList.remove("over"));
+  element.addEventListener("drop", (event) => {
+    event.preventDefault();
+    element.classList.remove("over");
+    onFiles([...event.dataTransfer.files], event.dataTransfer.getData("text/plain"));
+  });
+}
+
+// A photo no larger than it need be, for teaching; one that the browser cannot read goes as it is.
+export async function shrunk(file, side = 1024) {
+  try {
+    const bitmap = await createImageBitmap(file);
+    const scale = side / Math.max(bitmap.width, bitmap.height);
+    if (scale >= 1) return file;
+    const canvas = new OffscreenCanvas(Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
+    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    return new File([await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 })], file.name);
+  } catch {
+    return file;
+  }
+}

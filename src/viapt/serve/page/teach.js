@@ -1,0 +1,168 @@
+// A new task from labelled photos: boxes, the fit, its end.
+
+import { ask, send } from "./api.js";
+import { draw as drawCurves } from "./chart.js";
+import { at, complain, counted, make, say, shrunk, takesDrops, trying } from "./parts.js";
+
+const PACE = 700; // milliseconds between two looks
+const STAGES = {
+  preparing: "Getting ready", fitting: "Learning", saving: "Saving", done: "Done: it is loaded, and can be used", cancelled: "Cancelled: nothing was kept",
+};
+const boxes = []; // { name, photos: [{ file, source }] }
+let offered = null; // what the server teaches
+let shown = null; // the teaching in view
+let finished = () => {};
+
+export function begin(onFinished) {
+  finished = onFinished;
+  at("add-class").addEventListener("click", () => {
+    boxes.push({ name: "", photos: [] });
+    draw();
+    at(`class-${boxes.length - 1}`).focus();
+  });
+  at("lesson").addEventListener("submit", (event) => {
+    event.preventDefault();
+    trying(at("begin"), teach);
+  });
+  at("cancel").addEventListener("click", () => trying(at("cancel"), async () => view(await ask("DELETE", `/v1/teachings/${shown.id}`))));
+  at("use").addEventListener("click", () => finished(shown.name, true));
+  at("download").addEventListener("click", () => trying(at("download"), () => download(shown.name)));
+  boxes.push({ name: "", photos: [] }, { name: "", photos: [] });
+  draw();
+}
+
+export async function know(overview) {
+  offered = overview.teaching;
+  at("no-teaching").hidden = offered !== null;
+  at("teaching").hidden = offered === null;
+  if (!offered || at("method").childElementCount) return;
+  at("method").replaceChildren(...offered.methods.map((method) => make("option", {}, method)));
+  at("epochs").max = offered.epochs;
+  at("advice").textContent = `Up to ${offered.photos} photos of 2 to ${offered.classes} classes. With five or more of each, a fifth is held back to measure on. `
+    + "Photos are made smaller here (1024 pixels), sent to this server, and removed when the fit has ended.";
+  const { teachings } = await ask("GET", "/v1/teachings");
+  const running = teachings.find((one) => !(one.state in { done: 0, cancelled: 0, failed: 0 }));
+  if (running) follow(running); // begun before this page was opened
+}
+
+function draw() {
+  at("boxes").replaceChildren(...boxes.map(box));
+}
+
+function box(content, index) {
+  const title = () => content.name || `class ${index + 1}`;
+  const legend = make("legend", {}, `Class ${index + 1}`);
+  const name = make("input", {
+    id: `class-${index}`, value: content.name, "aria-label": `Name of class ${index + 1}`, placeholder: "its name", maxlength: 100, autocomplete: "off",
+    onchange: (event) => { content.name = event.target.value.trim(); draw(); },
+  });
+  const files = make("input", {
+    type: "file", multiple: true, accept: "image/*", "aria-label": `Photos of ${title()}`,
+    onchange: (event) => add(content, [...event.target.files]),
+  });
+  const drop = make("div", { class: "drop" }, files, make("span", { "aria-hidden": "true" }, make("strong", {}, "Choose photos"), " or drop them here"));
+  const remove = make("button", { type: "button", class: "small", "aria-label": `Remove ${title()}`, onclick: () => drop_box(index) }, "Remove");
+  const element = make("fieldset", { class: "box" }, legend,
+    make("div", { class: "row" }, name, boxes.length > 2 ? remove : null), drop,
+    make("p", { class: "quiet" }, counted(content.photos.length, "photo")),
+    make("ul", { class: "thumbs", "aria-label": `Photos of ${title()}` }, ...content.photos.map((photo, k) => thumb(content, index, photo, k))));
+  takesDrops(element, (dropped, moved) => {
+    if (dropped.length) add(content, dropped);
+    else if (/^\d+,\d+$/.test(moved)) move(...moved.split(",").map(Number), index);
+  });
+  return element;
+}
+
+function thumb(content, index, photo, k) {
+  const where = make("select", { "aria-label": `Move ${photo.file.name} to`, onchange: (event) => move(index, k, Number(event.target.value)) },
+    ...boxes.map((other, to) => make("option", { value: to, selected: to === index }, other.name || `class ${to + 1}`)));
+  const remove = make("button", {
+    type: "button", "aria-label": `Remove ${photo.file.name}`,
+    onclick: () => {
+      URL.revokeObjectURL(content.photos.splice(k, 1)[0].source);
+      draw();
+      at(`class-${index}`).focus();
+    },
+  }, "Remove");
+  const picture = make("img", { src: photo.source, alt: photo.file.name, draggable: "true", ondragstart: (event) => event.dataTransfer.setData("text/plain", `${index},${k}`) });
+  return make("li", {}, picture, where, remove);
+}
+
+function add(content, files) {
+  for (const file of files) content.photos.push({ file, source: URL.createObjectURL(file) });
+  say(`${counted(files.length, "photo")} added to ${content.name || "this class"}.`);
+  draw();
+}
+
+function move(from, k, to) {
+  if (from === to || !boxes[from]?.photos[k]) return;
+  boxes[to].photos.push(...boxes[from].photos.splice(k, 1));
+  say(`Moved to ${boxes[to].name || `class ${to + 1}`}.`);
+  draw();
+}
+
+function drop_box(index) {
+  for (const photo of boxes.splice(index, 1)[0].photos) URL.revokeObjectURL(photo.source);
+  draw();
+  at("add-class").focus();
+}
+
+async function teach() {
+  const form = new FormData();
+  form.append("name", at("name").value.trim());
+  form.append("method", at("method").value);
+  form.append("epochs", at("epochs").value);
+  form.append("replace", at("replace").checked);
+  boxes.forEach((content, index) => form.append("classes", content.name || `class ${index + 1}`));
+  for (const [index, content] of boxes.entries()) {
+    for (const photo of content.photos) {
+      form.append("images", await shrunk(photo.file), photo.file.name);
+      form.append("labels", content.name || `class ${index + 1}`);
+    }
+  }
+  if (!form.has("images")) throw new Error("There are no photos yet: choose some for each class.");
+  follow(await ask("POST", "/v1/teachings", form));
+}
+
+async function follow(teaching) {
+  view(teaching);
+  at("progress").scrollIntoView({ block: "nearest" });
+  while (shown.ended === undefined && shown.id === teaching.id) {
+    await new Promise((resolve) => setTimeout(resolve, PACE));
+    if (shown.id !== teaching.id || isOver(shown)) break;
+    try {
+      view(await ask("GET", `/v1/teachings/${teaching.id}`));
+    } catch (error) {
+      complain(error);
+      break;
+    }
+  }
+  if (shown.state === "done") await finished(shown.name, false);
+}
+
+const isOver = (teaching) => ["done", "cancelled", "failed"].includes(teaching.state);
+
+function view(teaching) {
+  shown = teaching;
+  const over = isOver(teaching);
+  at("progress").hidden = false;
+  at("progress-title").textContent = `Teaching “${teaching.name}”`;
+  const stage = teaching.state === "failed"
+    ? [teaching.error.message, teaching.error.expected, teaching.error.remedy].filter(Boolean).join(". ")
+    : STAGES[teaching.state];
+  const far = teaching.state === "fitting" ? `, epoch ${teaching.curve.length} of ${teaching.epochs} done` : "";
+  const words = `${stage}${far}.`;
+  if (at("stage").textContent !== words) at("stage").textContent = words;
+  at("bar").max = teaching.epochs;
+  at("bar").value = teaching.state === "done" ? teaching.epochs : teaching.curve.length;
+  at("cancel").hidden = over;
+  at("use").hidden = at("download").hidden = teaching.state !== "done";
+  drawCurves(teaching);
+}
+
+async function download(name) {
+  const response = await send("GET", `/v1/tasks/${encodeURIComponent(name)}/adapter`);
+  const source = URL.createObjectURL(await response.blob());
+  make("a", { href: source, download: `${name}.zip` }).click();
+  setTimeout(() => URL.revokeObjectURL(source), 60000);
+}

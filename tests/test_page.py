@@ -1,0 +1,247 @@
+"""The page in a real browser, with a real server: classify, compare, look, teach; by keyboard; axe finds nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from cli_cases import write_backbone, write_photos
+from serve_cases import PATIENCE, picture, serve, served, upload
+from viapt.artifact import load
+from viapt.create import create_model
+from viapt.inference import predict
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+TOKEN = "a-token-of-some-length"
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 40)}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium: .ci/browser installs Debian's")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters of one tiny backbone, and photos of two classes."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "tiny").mkdir()
+    backbone = write_backbone(folder / "tiny")
+    for name, method in (("paper", "viapt"), ("deep", "vpt-deep")):
+        options = {"num_prompts": 4} | ({"num_instance_prompts": 2} if method == "viapt" else {})
+        model = create_model(backbone, method, classes=["a b", "ü", "c"], precision="float32", **options)
+        model.save_pretrained(folder / "adapters" / name)
+    write_photos(folder / "photos", COLOURS, 5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
+    options = "--teach", str(folder / "taught")
+    with served(folder / "adapters", folder / "log", *options, VIAPT_TOKEN=TOKEN) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        opened = started.chromium.launch(executable_path=BROWSER, args=arguments, timeout=1000 * PATIENCE)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: str) -> Iterator[Any]:
+    """The page, past the question for the token; whatever the browser complains of fails the test."""
+    context = browser.new_context(accept_downloads=True)
+    context.set_default_timeout(1000 * PATIENCE)
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda asked: asked.url.startswith((server, "blob:", "data:")) or complaints.append(asked.url))
+    page.goto(server)
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Go on").click()
+    page.locator("html[data-ready]").wait_for()
+    yield page
+    context.close()
+    assert [text for text in complaints if "401" not in text] == []  # the first question has no token yet
+
+
+def files(folder: Path, label: str) -> list[Path]:
+    return sorted((folder / "photos" / label).iterdir())
+
+
+def accessible(page: Any) -> None:
+    """axe-core, by its rules for WCAG 2.2 at level AA, contrast included, in both colour schemes."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in found], scheme
+    page.emulate_media(color_scheme="light")
+
+
+@needs_browser
+def test_pictures_are_classified_compared_and_looked_at(page: Any, folder: Path, server: str) -> None:
+    photo = files(folder, "red")[0]
+    page.get_by_label("Choose pictures").set_input_files([photo, files(folder, "green")[0]])
+    page.get_by_label("several samples").check()
+    page.get_by_label("Rounds").fill("4")
+    page.get_by_role("button", name="Classify", exact=True).click()
+    answer = page.get_by_role("region", name="paper about 00.png").first
+    answer.wait_for()
+    model = load(folder / "adapters" / "paper")
+    expected = predict(model, [photo], "multi", 4, 0)
+    assert answer.locator(".verdict").inner_text() == expected.labels[0]
+    best = float(expected.probabilities[0].max())
+    shown = re.match(r"([\d.]+) % ± ([\d.]+)", answer.locator("td").nth(1).inner_text())
+    assert shown and float(shown[1]) == pytest.approx(100 * best, abs=0.06)
+    assert float(shown[2]) == pytest.approx(
+        100 * float(expected.spread[0][expected.probabilities[0].argmax()]), abs=0.06
+    )
+    accessible(page)
+
+    page.get_by_role("button", name="Attention of paper over 00.png").first.click()
+    dialog = page.get_by_role("dialog", name="paper:")
+    assert dialog.get_by_label("Who looks").locator("option").all_inner_texts()[0] == "The class token"
+    words = dialog.locator("#map-words")
+    before, drawn = words.inner_text(), dialog.locator("canvas").screenshot()
+    dialog.get_by_label("Layer").press("Home")
+    assert words.inner_text() != before and dialog.locator("canvas").screenshot() != drawn
+    accessible(page)
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+
+    page.get_by_role("tab", name="Compare").click()
+    rows = page.get_by_role("table").locator("tbody tr")
+    assert rows.count() == 2 and page.get_by_role("columnheader", name="deep").is_visible()
+    assert expected.labels[0] in rows.first.locator("td").first.inner_text()
+    accessible(page)
+
+
+@needs_browser
+def test_a_task_is_taught_by_keyboard_then_used_and_downloaded(page: Any, folder: Path) -> None:
+    page.get_by_role("tab", name="Classify").focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.get_by_role("tab", name="Teach").get_attribute("aria-selected") == "true"
+    page.keyboard.press("Tab")
+    page.keyboard.type("colours")
+    page.get_by_label("Method").select_option("linear")
+    page.get_by_label("Epochs").fill("3")
+    accessible(page)
+    for number, label in enumerate(COLOURS, start=1):
+        page.get_by_label(f"Name of class {number}").fill(label)
+        page.get_by_label(f"Name of class {number}").press("Tab")
+        page.get_by_label(f"Photos of {label}").first.set_input_files(files(folder, label))
+    page.get_by_label("Move 04.png to").last.select_option("red")
+    assert page.get_by_role("listitem").filter(has=page.get_by_role("img", name="04.png")).count() == 2
+    assert page.get_by_text("6 photos").is_visible() and page.get_by_text("4 photos").is_visible()
+    page.get_by_label("Move 04.png to").last.select_option("green")
+    accessible(page)
+    page.get_by_role("button", name="Teach", exact=True).press("Enter")
+    page.get_by_text("Done: it is loaded").wait_for()
+    assert page.get_by_role("img", name="Loss after epoch 3").is_visible()
+    assert "held back" in (page.get_by_role("img", name="Accuracy after epoch 3").get_attribute("aria-label") or "")
+    accessible(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the adapter").press("Enter")
+    assert download.value.suggested_filename == "colours.zip"
+    download.value.save_as(folder / "colours.zip")
+    zipfile.ZipFile(folder / "colours.zip").extractall(folder / "downloaded")
+    assert load(folder / "downloaded" / "colours").classes == ["green", "red"]
+    page.get_by_role("button", name="Use it").press("Enter")
+    page.get_by_label("Choose pictures").set_input_files(files(folder, "red")[0])
+    page.get_by_role("button", name="Classify", exact=True).click()
+    page.get_by_role("region", name="colours about 00.png").wait_for()
+    assert page.get_by_role("region", name="paper about").count() == 0
+
+
+@needs_browser
+def test_what_is_wrong_is_said_on_the_page(page: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(picture()[:200])
+    page.get_by_label("Choose pictures").set_input_files(tmp_path / "cut.png")
+    page.get_by_role("button", name="Classify", exact=True).click()
+    alert = page.get_by_role("alert").filter(has_text="cut.png")
+    alert.wait_for()
+    assert "truncated" in alert.inner_text()
+    accessible(page)
+    page.get_by_role("tab", name="Teach").click()
+    page.get_by_label("Name of the new task").fill("half")
+    page.get_by_label("Photos of class 1").first.set_input_files(files(folder, "red"))
+    page.get_by_role("button", name="Teach", exact=True).click()
+    page.get_by_role("alert").filter(has_text="'class 2' has no photos").wait_for()
+
+
+@needs_browser
+def test_a_wrong_token_is_asked_for_again(browser: Any, server: str) -> None:
+    with browser.new_context() as context:
+        context.set_default_timeout(1000 * PATIENCE)
+        page = context.new_page()
+        page.goto(server)
+        page.get_by_label("Token").fill("wrong")
+        page.get_by_role("button", name="Go on").press("Enter")
+        page.get_by_text("That token is wrong.").wait_for()
+        accessible(page)
+        page.get_by_label("Token").fill(TOKEN)
+        page.keyboard.press("Enter")
+        page.get_by_text("tasks on local-dir:").wait_for()
+
+
+def test_the_page_is_served_without_a_token_and_may_ask_nobody_else(folder: Path) -> None:
+    adapters = {"deep": folder / "adapters" / "deep"}
+
+    async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
+        start = await client.get("/")
+        assert start.status_code == 200 and start.headers["content-type"].startswith("text/html")
+        for part in re.findall(r'(?:src|href)="(/page/[^"]+)"', start.text):
+            response = await client.get(part)
+            assert response.status_code == 200 and response.headers["x-content-type-options"] == "nosniff"
+            policy = response.headers["content-security-policy"]
+            assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+        assert not re.findall(r"<script(?! type=\"module\" src)|<style|\son\w+=|\sstyle=", start.text)
+        for name in ("nothing.js", "..%2Fapp.py", "%2e%2e%2fapp.py"):
+            assert (await client.get(f"/page/{name}")).status_code == 404
+        assert (await client.get("/v1/tasks")).status_code == 401
+
+    serve(adapters, scenario, backbone=f"local-dir:{folder / 'tiny'}", token=TOKEN)
+
+
+def test_pages_of_other_sites_ask_in_vain(folder: Path) -> None:
+    """Neither by what a browser says of where a request comes from, nor under a name that somebody made up."""
+    adapters = {"deep": folder / "adapters" / "deep"}
+
+    async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
+        for headers, status in (
+            ({}, 200),
+            ({"Origin": "http://127.0.0.1:8000"}, 200),
+            ({"Origin": "https://front.test", "Sec-Fetch-Site": "same-origin"}, 200),
+            ({"Origin": "http://evil.test"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Sec-Fetch-Site": "cross-site"}, 403),
+            ({"Sec-Fetch-Site": "same-site"}, 403),
+        ):
+            given = headers | {"Host": "127.0.0.1:8000"}
+            assert (await client.post("/v1/classify", **upload(picture()), headers=given)).status_code == status, (
+                headers
+            )
+        names = {
+            "localhost": 200,
+            "localhost:80": 200,
+            "[::1]:80": 200,
+            "evil.test:80": 403,
+            "127.0.0.1.evil.test": 403,
+            "": 403,
+        }
+        for name, status in names.items():
+            assert (await client.get("/v1/tasks", headers={"Host": name})).status_code == status, name
+
+    serve(adapters, scenario, backbone=f"local-dir:{folder / 'tiny'}", local=True)
