@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi import Path as InPath
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile as Upload
 from torch import Tensor
@@ -44,18 +44,20 @@ from viapt.serve.schema import (
 from viapt.serve.tasks import below
 
 DECODERS = 2  # threads; each holds the pixels of one image
-LARGEST_SEED = 2**63 - 1
+LARGEST_SEED = 2**63  # a schema says it as a float, which this is exactly
 Name = Annotated[str, InPath(pattern=r"^[^/\x00-\x1f]{1,100}$", description="Of the task.")]
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody} for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503, 504)
 }
 
+TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+
 
 class Service:
     """What the routes work with."""
 
-    def __init__(self, tasks: MultiTask, limits: Limits, roots: Sequence[Path]) -> None:
-        self.tasks, self.limits, self.roots = tasks, limits, list(roots)
+    def __init__(self, tasks: MultiTask, limits: Limits, roots: Sequence[Path], fixed: bool) -> None:
+        self.tasks, self.limits, self.roots, self.fixed = tasks, limits, list(roots), fixed
         self.metrics = Metrics()
         self.batcher = Batcher(tasks, limits, self.metrics)
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="viapt-decoding")
@@ -133,6 +135,8 @@ class Service:
 
     def unload(self, name: str) -> TaskInfo:
         """Forget a task."""
+        if self.fixed:
+            raise Problem(403, "loading_is_off", "Tasks are not unloaded at run time here", expected="one process")
         model = self.tasks.models[chosen(self.tasks.models, [name])[0]]
         try:
             self.tasks.remove(name)
@@ -143,7 +147,12 @@ class Service:
 
 
 def create_app(
-    tasks: MultiTask, *, limits: Limits | None = None, roots: Sequence[Path] = (), token: str | None = None
+    tasks: MultiTask,
+    *,
+    limits: Limits | None = None,
+    roots: Sequence[Path] = (),
+    token: str | None = None,
+    fixed: bool = False,
 ) -> FastAPI:
     """The service of these tasks, as an ASGI application.
 
@@ -152,8 +161,9 @@ def create_app(
         limits: None: the defaults.
         roots: folders below which adapters may be loaded at run time.
         token: that every request must carry, but those about health.
+        fixed: nothing is unloaded at run time.
     """
-    service = Service(tasks, limits or Limits(), roots)
+    service = Service(tasks, limits or Limits(), roots, fixed)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -175,7 +185,7 @@ def create_app(
     @app.post("/v1/classify", response_model=Answers)
     async def classify(
         request: Request,
-        images: Annotated[list[UploadFile], File(description="Encoded images: JPEG, PNG, WebP ...")],
+        images: Annotated[list[UploadFile], File(min_length=1, description="Encoded images: JPEG, PNG, WebP ...")],
         tasks: Annotated[list[str] | None, Form(description="Names; none: all that are loaded.")] = None,
         policy: Annotated[Policy, Form()] = "mean",
         rounds: Annotated[int, Form(ge=1, description="Of policy multi; GET /v1/tasks says how many at most.")] = 5,
@@ -192,20 +202,20 @@ def create_app(
 def add_status(app: FastAPI, service: Service) -> None:
     """What those who run the process ask for."""
 
-    @app.get("/healthz", response_model=Status)
+    @app.get("/healthz", response_model=Status, responses={503: {"model": Status}})
     async def health() -> Any:
         """Whether the process computes; if not, restart it."""
         return Status(status="ok") if service.batcher.alive else JSONResponse({"status": "broken"}, 503)
 
-    @app.get("/readyz", response_model=Status)
+    @app.get("/readyz", response_model=Status, responses={503: {"model": Status}})
     async def readiness() -> Any:
         """Whether to send requests here."""
         return Status(status="ready") if service.batcher.alive else JSONResponse({"status": "broken"}, 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> PlainTextResponse:
+    @app.get("/metrics", response_class=Response, responses={200: TEXT})
+    async def metrics() -> Response:
         """For Prometheus."""
-        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def add_tasks(app: FastAPI, service: Service) -> None:
