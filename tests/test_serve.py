@@ -202,18 +202,44 @@ def test_a_late_answer_is_given_up_and_never_computed(adapters: dict[str, Path])
     serve(adapters, scenario, Limits(timeout=0.05))
 
 
+def scope_of(request: httpx.Request) -> dict[str, Any]:
+    """What an ASGI server makes of a request to classify."""
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/classify",
+        "raw_path": b"/v1/classify",
+        "query_string": b"",
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+    }
+
+
+def test_a_client_that_vanishes_in_the_middle_of_its_upload_is_forgotten(
+    adapters: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        request = client.build_request("POST", "/v1/classify", **upload(picture()))
+        body = await request.aread()
+        messages = [{"type": "http.request", "body": body[: len(body) // 2], "more_body": True}]
+
+        async def receive() -> Any:
+            return messages.pop() if messages else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            assert message["type"] != "http.response.start" or message["status"] == 400
+
+        await app(scope_of(request), receive, send)
+        assert app.state.service.batcher.admitted == 0 and not caplog.records
+        await sound(client, adapters)
+
+    serve(adapters, scenario)
+
+
 def test_a_client_that_vanishes_is_forgotten(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
         request = client.build_request("POST", "/v1/classify", **upload(picture()))
         body, leave, sent = await request.aread(), asyncio.Event(), []
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/classify",
-            "raw_path": b"/v1/classify",
-            "query_string": b"",
-            "headers": [(name.lower(), value) for name, value in request.headers.raw],
-        }
+        scope = scope_of(request)
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Any:
@@ -375,6 +401,14 @@ def test_adapters_that_must_not_be_loaded(adapters: dict[str, Path], folder: Pat
     serve(adapters, scenario, roots=[root])
 
 
+def test_fixed_tasks_stay(adapters: dict[str, Path]) -> None:
+    async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
+        refused(await client.delete("/v1/tasks/deep"), 403, "loading_is_off")
+        await sound(client, adapters)
+
+    serve(adapters, scenario, fixed=True)
+
+
 def test_without_roots_nothing_is_loaded(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
         refused(await client.put("/v1/tasks/new", json={"directory": "deep"}), 403, "loading_is_off")
@@ -421,6 +455,7 @@ def test_the_schema_describes_answers_and_errors(adapters: dict[str, Path]) -> N
         assert set(schema["paths"]) == {
             "/healthz", "/readyz", "/metrics", "/v1/tasks", "/v1/tasks/{name}", "/v1/classify",
         }  # fmt: skip
+        assert "text/plain" not in schema["paths"]["/metrics"]["get"]["responses"]["401"]["content"]
         answers = schema["paths"]["/v1/classify"]["post"]["responses"]
         assert "Answers" in json.dumps(answers["200"])
         assert all("ErrorBody" in json.dumps(answers[code]) for code in ("413", "422", "429", "503"))
