@@ -110,30 +110,45 @@ def bomb() -> bytes:
 
 
 async def load(
-    world: World, clients: int, seconds: float, rate: float | None = None, *, attempts: int = 2, seed: int = 0
+    world: World,
+    clients: int,
+    seconds: float,
+    rate: float | None = None,
+    *,
+    least: int = 1,
+    attempts: int = 2,
+    seed: int = 0,
 ) -> Tally:
     """So many clients at the same time, each with one request after the other.
 
     Args:
         rate: requests a second, of all clients together; None: each sends the next one when it has its answer.
+        least: requests of each client, however long they take.
         attempts: how often a good request whose connection breaks, or that meets a 5xx, is sent at most.
     """
-    tally, end = Tally(), time.monotonic() + seconds
-    gap = None if rate is None else clients / rate
-    heavy = bomb()
-    working = [client(world, random.Random(f"{seed} {k}"), heavy, end, gap, attempts, tally) for k in range(clients)]
-    await asyncio.gather(*working)
+    tally, heavy = Tally(), bomb()
+    gap, end = None if rate is None else clients / rate, time.monotonic() + seconds
+    draws = [random.Random(f"{seed} {k}") for k in range(clients)]
+    await asyncio.gather(*(client(world, draw, heavy, end, gap, least, attempts, tally) for draw in draws))
     return tally
 
 
 async def client(
-    world: World, draw: random.Random, heavy: bytes, end: float, gap: float | None, attempts: int, tally: Tally
+    world: World,
+    draw: random.Random,
+    heavy: bytes,
+    end: float,
+    gap: float | None,
+    least: int,
+    attempts: int,
+    tally: Tally,
 ) -> None:
     """One client, until the end."""
     headers = {"Authorization": f"Bearer {world.token}"}
     due = time.monotonic() + draw.uniform(0, gap or 0)
     async with httpx.AsyncClient(base_url=world.url, headers=headers, timeout=120, verify=False) as http:
-        while due < end:
+        while due < end or least > 0:
+            least -= 1
             await asyncio.sleep(due - time.monotonic())
             (kind,) = draw.choices(list(SHARES), SHARES.values())
             tally.counts[kind] += 1

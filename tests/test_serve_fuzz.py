@@ -43,21 +43,25 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_every_request_is_answered_as_the_schema_says(described: Any, mode: GenerationMode) -> None:
     statuses = Counter[tuple[str, int]]()
     for operation in (found.ok() for found in described.get_all_operations()):
-
-        @given(operation.as_strategy(generation_mode=mode), st.booleans())
-        @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-        def ask(case: Any, sensible: bool, label: str = operation.label) -> None:
-            if sensible:
-                fill(case)
-            response = case.call_and_validate(excluded_checks=EXCLUDED)
-            assert response.status_code < 500 or without_tasks(response), response.text
-            statuses[label, response.status_code] += 1
-
-        ask()
-    print(statuses)
+        ask(operation, mode, statuses)
     if mode is GenerationMode.POSITIVE:
         found = {label for label, status in statuses if status == 200}
         assert found == {operation.ok().label for operation in described.get_all_operations()}
+
+
+def ask(operation: Any, mode: GenerationMode, statuses: Counter[tuple[str, int]]) -> None:
+    """Some requests to one operation."""
+
+    @given(operation.as_strategy(generation_mode=mode), st.booleans())
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    def check(case: Any, sensible: bool) -> None:
+        if sensible:
+            fill(case)
+        response = case.call_and_validate(excluded_checks=EXCLUDED)
+        assert response.status_code < 500 or without_tasks(response), response.text
+        statuses[operation.label, response.status_code] += 1
+
+    check()
 
 
 def without_tasks(response: Any) -> bool:

@@ -64,7 +64,7 @@ def test_the_death_of_a_replica_loses_no_answer(
             first = await asking
             while len(replicas_of(NAME) - {killed}) < 2:
                 await asyncio.sleep(0.1)
-            return [first, await load.load(world, clients=4, seconds=1, attempts=20)]
+            return [first, await load.load(world, clients=4, seconds=0, least=3, attempts=20)]
 
         for tally in asyncio.run(scenario()):
             assert not tally.lost and not tally.wrong and tally.seconds
