@@ -286,16 +286,19 @@ def test_a_full_queue_says_when_to_come_back(adapters: dict[str, Path]) -> None:
     serve(adapters, scenario, Limits(queue=2))
 
 
-def test_too_many_requests_are_turned_away_unread(adapters: dict[str, Path]) -> None:
-    async def unread() -> AsyncIterator[bytes]:
-        raise AssertionError("read")
-        yield b""
+def test_too_many_requests_are_turned_away_at_once(adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they send, and however slowly; it is let pass by for a while, so that they see the answer."""
+    monkeypatch.setattr("viapt.serve.gate.LINGER", 0.05)
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield PART
+        await asyncio.sleep(3600)
 
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
         with held(app) as begun:
             first = asyncio.create_task(client.post("/v1/classify", **upload(picture())))
             await begun()
-            response = await client.post("/v1/classify", content=unread(), headers=HEAD)
+            response = await client.post("/v1/classify", content=endless(), headers=HEAD)
             refused(response, 503, "busy")
             assert response.headers["retry-after"] == "1"
             assert (await client.get("/healthz")).json() == {"status": "ok"}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 
@@ -84,3 +85,10 @@ def test_the_clients_see_a_wrong_answer(bench: tuple[Any, Any], world: Any) -> N
     locked_out = load.World(world.url, "a-token-that-is-no-good", world.pictures, world.expected)
     tally = asyncio.run(load.load(locked_out, clients=4, seconds=0, least=4))
     assert not tally.seconds and tally.lost
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(world: Any) -> None:
+    """A connection that is closed on unread bytes would be reset, often before the answer is read."""
+    for _ in range(5):
+        response = httpx.post(f"{world.url}/v1/classify", files={"images": bytes(8 * 2**20)})
+        assert response.status_code == 401 and response.json()["error"]["code"] == "unauthorised"
