@@ -27,7 +27,6 @@ FLOORS: list[set[str]] = [
         "interruption",
         "tables",
         "runtimes",
-        "ray_cluster",
     }
     | {"rounds", "cache_files"},
     {"methods", "backbones"},

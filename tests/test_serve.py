@@ -404,14 +404,6 @@ def test_adapters_that_must_not_be_loaded(adapters: dict[str, Path], folder: Pat
     serve(adapters, scenario, roots=[root])
 
 
-def test_fixed_tasks_stay(adapters: dict[str, Path]) -> None:
-    async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
-        refused(await client.delete("/v1/tasks/deep"), 403, "loading_is_off")
-        await sound(client, adapters)
-
-    serve(adapters, scenario, fixed=True)
-
-
 def test_without_roots_nothing_is_loaded(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
         refused(await client.put("/v1/tasks/new", json={"directory": "deep"}), 403, "loading_is_off")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from viapt.cli.use import TokenFile, Weights
 from viapt.errors import ConfigError
 
-if TYPE_CHECKING:
-    from viapt.serve.limits import Limits
-
-ray_option = partial(typer.Option, rich_help_panel="On Ray (extra: ray)")
 PARTS = ("fastapi", "uvicorn", "multipart", "prometheus_client")
 
 
@@ -36,12 +31,6 @@ def serve(
     max_images: Annotated[int, typer.Option(help="In one request.")] = 32,
     max_mib: Annotated[int, typer.Option(help="Of one request, in MiB.")] = 32,
     max_megapixels: Annotated[float, typer.Option(help="Of one image.")] = 25,
-    engine: Annotated[
-        Literal["local", "ray"], ray_option(help="This process, or replicas on a Ray cluster (extra: ray).")
-    ] = "local",
-    replicas: Annotated[int | None, ray_option(min=1, help="Processes on Ray (default: 1).")] = None,
-    address: Annotated[str | None, ray_option(help="Of a Ray cluster (default: one on this machine).")] = None,
-    gpus: Annotated[float | None, ray_option(min=0, help="GPUs of each replica (default: none).")] = None,
 ) -> None:
     """Serve the tasks of adapters: classify, list, load, unload, health, metrics. SIGTERM answers what was begun.
 
@@ -67,14 +56,6 @@ def serve(
     for folder in root or ():
         if not folder.is_dir():
             raise ConfigError(f"--root {folder} is no folder", expected="one that is there")
-    for name, value in {"replicas": replicas, "address": address, "gpus": gpus}.items():
-        if engine == "local" and value is not None:
-            raise ConfigError(f"--{name} has no effect with --engine local", expected="--engine ray")
-    if engine == "ray":
-        if root:
-            raise ConfigError("--root with --engine ray", expected="one of them: replicas share what they start with")
-        serve_on_ray(adapters, weights, limits, token, replicas or 1, gpus or 0.0, host, port, address)
-        return
 
     from viapt.serve.app import create_app
     from viapt.serve.server import run
@@ -84,31 +65,3 @@ def serve(
     tasks = open_tasks(adapters, weights, rows)
     say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}: {', '.join(tasks)}")
     run(create_app(tasks, limits=limits, roots=root or (), token=token), host, port, limits)
-
-
-def serve_on_ray(
-    adapters: list[Path],
-    weights: Path | None,
-    limits: Limits,
-    token: str | None,
-    number: int,
-    gpus: float,
-    host: str,
-    port: int,
-    address: str | None,
-) -> None:
-    """The same in several processes.
-
-    Raises:
-        ConfigError: see `viapt.serve.cluster.deploy`.
-    """
-    from viapt.ray_cluster import import_ray
-
-    import_ray("--engine ray", "ray.serve")
-    from viapt.serve.cluster import Replicas, run
-    from viapt.serve.tasks import adapters_in
-    from viapt.tables import say
-
-    folders = [folder.absolute() for folder in adapters]
-    say(f"{number} replicas of {', '.join(adapters_in(folders))}")
-    run(Replicas(folders, weights and weights.absolute(), limits, token, number, gpus), host, port, address)

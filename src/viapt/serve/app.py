@@ -56,8 +56,8 @@ TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}
 class Service:
     """What the routes work with."""
 
-    def __init__(self, tasks: MultiTask, limits: Limits, roots: Sequence[Path], fixed: bool) -> None:
-        self.tasks, self.limits, self.roots, self.fixed = tasks, limits, list(roots), fixed
+    def __init__(self, tasks: MultiTask, limits: Limits, roots: Sequence[Path]) -> None:
+        self.tasks, self.limits, self.roots = tasks, limits, list(roots)
         self.metrics = Metrics()
         self.batcher = Batcher(tasks, limits, self.metrics)
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="viapt-decoding")
@@ -135,8 +135,6 @@ class Service:
 
     def unload(self, name: str) -> TaskInfo:
         """Forget a task."""
-        if self.fixed:
-            raise Problem(403, "loading_is_off", "Tasks are not unloaded at run time here", expected="one process")
         model = self.tasks.models[chosen(self.tasks.models, [name])[0]]
         try:
             self.tasks.remove(name)
@@ -147,12 +145,7 @@ class Service:
 
 
 def create_app(
-    tasks: MultiTask,
-    *,
-    limits: Limits | None = None,
-    roots: Sequence[Path] = (),
-    token: str | None = None,
-    fixed: bool = False,
+    tasks: MultiTask, *, limits: Limits | None = None, roots: Sequence[Path] = (), token: str | None = None
 ) -> FastAPI:
     """The service of these tasks, as an ASGI application.
 
@@ -161,9 +154,8 @@ def create_app(
         limits: None: the defaults.
         roots: folders below which adapters may be loaded at run time.
         token: that every request must carry, but those about health.
-        fixed: nothing is unloaded at run time.
     """
-    service = Service(tasks, limits or Limits(), roots, fixed)
+    service = Service(tasks, limits or Limits(), roots)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
