@@ -72,10 +72,10 @@ def without_tasks(response: Any) -> bool:
 def fill(case: Any) -> None:
     """Put what is there in the place of what was drawn: pictures, a task, an adapter."""
     if "name" in case.path_parameters:
-        case.path_parameters["name"] = "a"
+        case.path_parameters["name"] = "b"  # which is loaded, replaced and unloaded, while "a" stays
     if not isinstance(case.body, dict):
         return
     if isinstance(case.body.get("images"), list):
-        case.body |= {"images": [picture(k) for k in range(len(case.body["images"]))], "tasks": ["a"]}
+        case.body |= {"images": [picture(k) for k in range(len(case.body["images"]))], "tasks": ["a"], "rounds": 2}
     if "directory" in case.body:
         case.body["directory"] = "b"
