@@ -36,7 +36,7 @@ export function know(overview, chosen = null) {
       type: "checkbox", name: "task", value: task.name, onchange: ready,
       checked: chosen ? task.name === chosen : first || before.has(task.name),
     }),
-    make("span", {}, task.name, " ", make("span", { class: "quiet" }, `${task.method}, ${counted(task.classes.length, "class").replace(/ss+s$/, "sses")}`)),
+    make("span", {}, task.name, " ", make("span", { class: "quiet" }, `${task.method}, ${counted(task.classes.length, "class", "classes")}`)),
   )));
   if (!overview.tasks.length) at("tasks").append(make("p", { class: "quiet" }, "None are loaded."));
   at("by-address").hidden = !overview.urls;
@@ -134,14 +134,14 @@ function said(picture, task, answer) {
   }, "Attention");
   const best = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
   const rest = best.length - SHOWN;
-  return make("section", { class: "answer", "aria-label": `${task} about ${picture.name}` },
+  return make("section", { class: "answer", "aria-label": `${task} about ${picture.name}, picture ${pictures.indexOf(picture) + 1}` },
     make("h3", {}, make("span", {}, task), looks || null),
     make("p", { class: "verdict" }, answer.label),
     make("table", { class: "chances" },
       make("caption", { class: "visually-hidden" }, answer.spread
         ? `Probabilities, the mean of ${answer.rounds} rounds with their standard deviation` : "Probabilities"),
       make("tbody", {}, ...best.slice(0, SHOWN).map(([label, share]) => chance(label, share, answer.spread?.[label])))),
-    rest > 0 ? make("p", { class: "quiet" }, `and ${counted(rest, "less likely class").replace(/classs$/, "classes")}`) : null,
+    rest > 0 ? make("p", { class: "quiet" }, `and ${counted(rest, "less likely class", "less likely classes")}`) : null,
     answer.spread ? make("p", { class: "quiet" }, answer.rounds > 1 ? `± over ${answer.rounds} rounds` : "no samples: rounds do not differ") : null);
 }
 

@@ -17,8 +17,8 @@ export function make(name, attributes = {}, ...children) {
 
 export const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
 
-export function counted(count, noun) {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+export function counted(count, noun, several = `${noun}s`) {
+  return `${count} ${count === 1 ? noun : several}`;
 }
 
 export function say(text) {

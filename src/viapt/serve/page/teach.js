@@ -17,8 +17,7 @@ export function begin(onFinished) {
   finished = onFinished;
   at("add-class").addEventListener("click", () => {
     boxes.push({ name: "", photos: [] });
-    draw();
-    at(`class-${boxes.length - 1}`).focus();
+    draw(`class-${boxes.length - 1}`);
   });
   at("lesson").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -41,70 +40,83 @@ export async function know(overview) {
   at("advice").textContent = `Up to ${offered.photos} photos of 2 to ${offered.classes} classes. With five or more of each, a fifth is held back to measure on. `
     + "Photos are made smaller here (1024 pixels), sent to this server, and removed when the fit has ended.";
   const { teachings } = await ask("GET", "/v1/teachings");
-  const running = teachings.find((one) => !(one.state in { done: 0, cancelled: 0, failed: 0 }));
+  const running = teachings.find((one) => !isOver(one));
   if (running) follow(running); // begun before this page was opened
 }
 
-function draw() {
+// All boxes anew; what had the focus before is gone, so something near it gets it.
+function draw(focused = null) {
   at("boxes").replaceChildren(...boxes.map(box));
+  if (focused) at(focused).focus();
+}
+
+const title = (index) => boxes[index].name || `class ${index + 1}`;
+
+// The words that a new name changes, without touching what has the focus.
+function rename(index, name) {
+  boxes[index].name = name;
+  for (const element of document.querySelectorAll(`[data-class="${index}"]`)) {
+    element.setAttribute("aria-label", `${element.dataset.words} ${title(index)}`);
+  }
+  for (const option of document.querySelectorAll(`.thumbs option[value="${index}"]`)) option.textContent = title(index);
+}
+
+function named(words, index) {
+  return { "aria-label": `${words} ${title(index)}`, "data-words": words, "data-class": index };
 }
 
 function box(content, index) {
-  const title = () => content.name || `class ${index + 1}`;
-  const legend = make("legend", {}, `Class ${index + 1}`);
   const name = make("input", {
     id: `class-${index}`, value: content.name, "aria-label": `Name of class ${index + 1}`, placeholder: "its name", maxlength: 100, autocomplete: "off",
-    onchange: (event) => { content.name = event.target.value.trim(); draw(); },
+    oninput: (event) => rename(index, event.target.value.trim()),
   });
   const files = make("input", {
-    type: "file", multiple: true, accept: "image/*", "aria-label": `Photos of ${title()}`,
-    onchange: (event) => add(content, [...event.target.files]),
+    id: `photos-${index}`, type: "file", multiple: true, accept: "image/*", ...named("Photos of", index),
+    onchange: (event) => add(index, [...event.target.files]),
   });
   const drop = make("div", { class: "drop" }, files, make("span", { "aria-hidden": "true" }, make("strong", {}, "Choose photos"), " or drop them here"));
-  const remove = make("button", { type: "button", class: "small", "aria-label": `Remove ${title()}`, onclick: () => drop_box(index) }, "Remove");
-  const element = make("fieldset", { class: "box" }, legend,
+  const remove = make("button", { type: "button", class: "small", ...named("Remove", index), onclick: () => removeBox(index) }, "Remove");
+  const element = make("fieldset", { class: "box" }, make("legend", {}, `Class ${index + 1}`),
     make("div", { class: "row" }, name, boxes.length > 2 ? remove : null), drop,
     make("p", { class: "quiet" }, counted(content.photos.length, "photo")),
-    make("ul", { class: "thumbs", "aria-label": `Photos of ${title()}` }, ...content.photos.map((photo, k) => thumb(content, index, photo, k))));
+    make("ul", { class: "thumbs", ...named("What shows", index) }, ...content.photos.map((photo, k) => thumb(index, photo, k))));
   takesDrops(element, (dropped, moved) => {
-    if (dropped.length) add(content, dropped);
+    if (dropped.length) add(index, dropped);
     else if (/^\d+,\d+$/.test(moved)) move(...moved.split(",").map(Number), index);
   });
   return element;
 }
 
-function thumb(content, index, photo, k) {
+function thumb(index, photo, k) {
   const where = make("select", { "aria-label": `Move ${photo.file.name} to`, onchange: (event) => move(index, k, Number(event.target.value)) },
-    ...boxes.map((other, to) => make("option", { value: to, selected: to === index }, other.name || `class ${to + 1}`)));
+    ...boxes.map((_, to) => make("option", { value: to, selected: to === index }, title(to))));
   const remove = make("button", {
     type: "button", "aria-label": `Remove ${photo.file.name}`,
     onclick: () => {
-      URL.revokeObjectURL(content.photos.splice(k, 1)[0].source);
-      draw();
-      at(`class-${index}`).focus();
+      URL.revokeObjectURL(boxes[index].photos.splice(k, 1)[0].source);
+      draw(`photos-${index}`);
     },
   }, "Remove");
   const picture = make("img", { src: photo.source, alt: photo.file.name, draggable: "true", ondragstart: (event) => event.dataTransfer.setData("text/plain", `${index},${k}`) });
   return make("li", {}, picture, where, remove);
 }
 
-function add(content, files) {
-  for (const file of files) content.photos.push({ file, source: URL.createObjectURL(file) });
-  say(`${counted(files.length, "photo")} added to ${content.name || "this class"}.`);
-  draw();
+function add(index, files) {
+  for (const file of files) boxes[index].photos.push({ file, source: URL.createObjectURL(file) });
+  say(`${counted(files.length, "photo")} added to ${title(index)}.`);
+  draw(`photos-${index}`);
 }
 
 function move(from, k, to) {
   if (from === to || !boxes[from]?.photos[k]) return;
   boxes[to].photos.push(...boxes[from].photos.splice(k, 1));
-  say(`Moved to ${boxes[to].name || `class ${to + 1}`}.`);
-  draw();
+  say(`Moved to ${title(to)}.`);
+  draw(`photos-${to}`);
 }
 
-function drop_box(index) {
+function removeBox(index) {
   for (const photo of boxes.splice(index, 1)[0].photos) URL.revokeObjectURL(photo.source);
-  draw();
-  at("add-class").focus();
+  draw("add-class");
 }
 
 async function teach() {
@@ -113,11 +125,11 @@ async function teach() {
   form.append("method", at("method").value);
   form.append("epochs", at("epochs").value);
   form.append("replace", at("replace").checked);
-  boxes.forEach((content, index) => form.append("classes", content.name || `class ${index + 1}`));
+  boxes.forEach((_, index) => form.append("classes", title(index)));
   for (const [index, content] of boxes.entries()) {
     for (const photo of content.photos) {
       form.append("images", await shrunk(photo.file), photo.file.name);
-      form.append("labels", content.name || `class ${index + 1}`);
+      form.append("labels", title(index));
     }
   }
   if (!form.has("images")) throw new Error("There are no photos yet: choose some for each class.");
@@ -127,17 +139,17 @@ async function teach() {
 async function follow(teaching) {
   view(teaching);
   at("progress").scrollIntoView({ block: "nearest" });
-  while (shown.ended === undefined && shown.id === teaching.id) {
+  while (shown.id === teaching.id && !isOver(shown)) {
     await new Promise((resolve) => setTimeout(resolve, PACE));
     if (shown.id !== teaching.id || isOver(shown)) break;
     try {
       view(await ask("GET", `/v1/teachings/${teaching.id}`));
     } catch (error) {
       complain(error);
-      break;
+      return;
     }
   }
-  if (shown.state === "done") await finished(shown.name, false);
+  if (shown.id === teaching.id && shown.state === "done") await finished(shown.name, false);
 }
 
 const isOver = (teaching) => ["done", "cancelled", "failed"].includes(teaching.state);
