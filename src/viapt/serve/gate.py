@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import time
 from typing import Any
@@ -17,7 +16,6 @@ from viapt.serve.page import is_page
 from viapt.serve.problems import Problem
 
 OPEN = ("/healthz", "/readyz")  # for whoever starts and watches the process: they tell nothing else
-LINGER = 5.0  # seconds that the body of a refused request may take
 
 
 class Gate:
@@ -63,31 +61,15 @@ class Gate:
         try:
             self.check(scope)
         except Problem as problem:
-            await self.refuse(problem, scope, receive, send)
+            response = problem.response()
+            response.headers["Connection"] = "close"  # its body is never read
+            await response(scope, receive, send)
             return
         self.inside += 1
         try:
-            await self.app(scope, Body(receive, self.limits, self.limits.upload), send)
+            await self.app(scope, Body(receive, self.limits), send)
         finally:
             self.inside -= 1
-
-    async def refuse(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
-        """Say at once why not; then let pass by what still comes, within bounds.
-
-        A connection that is closed on unread bytes is reset, and its client might never see the answer.
-        """
-
-        async def unfinished(message: Message) -> None:
-            await send(message | {"more_body": True} if message["type"] == "http.response.body" else message)
-
-        response = problem.response()
-        response.headers["Connection"] = "close"
-        await response(scope, receive, unfinished)
-        body = Body(receive, self.limits, min(LINGER, self.limits.upload))
-        with contextlib.suppress(Problem):
-            while not body.complete:
-                await body()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def check(self, scope: Scope) -> None:
         """Refuse what can be refused by the headers alone.
@@ -141,10 +123,10 @@ def name_in(host: str) -> str:
 class Body:
     """The messages of a request's body, as long as they are not too many and not too late."""
 
-    def __init__(self, receive: Receive, limits: Limits, seconds: float) -> None:
+    def __init__(self, receive: Receive, limits: Limits) -> None:
         self.receive, self.limits = receive, limits
         self.bytes, self.complete = 0, False
-        self.deadline = time.monotonic() + seconds
+        self.deadline = time.monotonic() + limits.upload
 
     async def __call__(self) -> Any:
         if self.complete:
