@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
 import shutil
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench_cases import write_suite
 from cli_cases import write_backbone, write_photos
-from document_cases import ROOT, Reader, Wrong, extras, pattern, run
+from document_cases import ROOT, Reader, run
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COLOURS = {"cat": (220, 30, 30), "dog": (30, 30, 220)}
-SKIPPED = 12  # blocks that may be left out, each with its reason
 
 # What pages take for granted: adapters that somebody trained, and other files.
 ADAPTERS = ("ADAPTER", "adapter", "runs/photos", "runs/cells", "runs/birds", "runs/birds-2")
