@@ -1,6 +1,6 @@
 """Code blocks of documents, run as a reader would: in order, in one folder, Python in one namespace.
 
-What a block may be is in its first line: `python`, `sh` (a command a line), or `text`, which is what the block right before
+A block is `python`, `sh` (a command a line), or `text`, which is what the block right before
 it printed. Comments that a reader does not see say what else there is to know:
 
     <!-- skip: next "reason" -->      the next block is not run
@@ -47,7 +47,7 @@ TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="
 PATIENCE = 300  # seconds; machines may be busy
 
 
-class Wrong(AssertionError):
+class WrongPageError(AssertionError):
     """A block that does not do what its page says."""
 
 
@@ -91,7 +91,7 @@ class Reader:
                 except SkipTest as reason:
                     self.skipped.append(str(reason))
                 except (Exception, SystemExit) as error:
-                    raise Wrong(f"{page.name}:{example.line}: {type(error).__name__}: {error}") from error
+                    raise WrongPageError(f"{page.name}:{example.line}: {type(error).__name__}: {error}") from error
 
     def python(self, example: Example) -> None:
         example.parsed = self.tiny(example.parsed)
@@ -125,7 +125,7 @@ class Reader:
         """Compare what was printed with what the page says."""
         vary = example.document.text[: example.region.start].rstrip().endswith("<!-- numbers vary -->")
         if not pattern(example.parsed, vary).fullmatch(" ".join(self.printed.split())):
-            raise Wrong(f"it printed\n{self.printed}\nand the page says\n{example.parsed}")
+            raise WrongPageError(f"it printed\n{self.printed}\nand the page says\n{example.parsed}")
 
     @contextmanager
     def listening(self) -> Iterator[io.StringIO]:
@@ -146,7 +146,7 @@ def run(arguments: list[str]) -> None:
         main(arguments)
     except SystemExit as end:
         if end.code:
-            raise Wrong(f"viapt {shlex.join(arguments)} ended with {end.code}") from end
+            raise WrongPageError(f"viapt {shlex.join(arguments)} ended with {end.code}") from end
 
 
 def process(line: str) -> str:
@@ -154,7 +154,7 @@ def process(line: str) -> str:
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["bash", "-ec", line], env=environment, capture_output=True, text=True, timeout=PATIENCE)
     if done.returncode:
-        raise Wrong(f"{line} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise WrongPageError(f"{line} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-
 from root_pages import PAGES
 
 HOME = "index.md"
