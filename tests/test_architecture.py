@@ -34,7 +34,7 @@ FLOORS: list[set[str]] = [
     {"create", "data", "quantisation", "recipe"},
     {"training", "training_state", "history", "progress", "evaluation", "comparison", "inference"}
     | {"artifact", "adapter_files", "model_card", "acceleration", "optimization", "exported"}
-    | {"sampling", "round_calibration", "caching", "pruning", "multitask", "hub", "publishing"},
+    | {"sampling", "round_calibration", "caching", "initialisation", "pruning", "multitask", "hub", "publishing"},
     {"runs", "inspection", "explanation", "testing", "estimator", "trainer", "vpt_checkpoint"},
     {"bench", "batch", "serve", "report", "export", "demo"},
     {"cli"},

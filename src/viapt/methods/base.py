@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+InitialPrompts = Literal["uniform", "tokens"]
+
 
 class PromptMethod(nn.Module, ABC):
     """What is learned for a frozen transformer: prompt tokens, mostly. One file per method.
@@ -33,6 +35,8 @@ class PromptMethod(nn.Module, ABC):
         exact_gradient: whether the gradient is the derivative of the answer, or is stopped somewhere on purpose.
         learning_rate: of AdamW, where the user names none; chosen on validation data (docs/log.md).
         inside: whether it works inside the backbone.
+        initial_prompts: "tokens", if `begin` wants to be called before a training.
+        calibration_steps: training batches from which it estimates something.
         same_for_ever: what of an image is the same whatever is learned, so that it can be computed once: its
             "features", its "tokens" after the embedding, or "nothing".
     """
@@ -45,6 +49,8 @@ class PromptMethod(nn.Module, ABC):
     batch_dependent: bool = False
     exact_gradient: bool = True
     inside: ClassVar[bool] = False
+    initial_prompts: InitialPrompts = "uniform"
+    calibration_steps: int = 0
     same_for_ever: ClassVar[Literal["features", "tokens", "nothing"]] = "tokens"
 
     def __init__(self, dim: int, depth: int, patch_size: tuple[int, int]) -> None:
@@ -79,6 +85,13 @@ class PromptMethod(nn.Module, ABC):
     @abstractmethod
     def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
         """The prompts that enter block `layer` >= 1, given what left block `layer - 1`."""
+
+    def begin(self, tokens: Float[Tensor, "depth p dim"]) -> None:
+        """Start from data: called before the first step of a training, if `initial_prompts` is "tokens".
+
+        Args:
+            tokens: p for each block, drawn from those that enter it without prompts, as large as prompts start.
+        """
 
     def enter(self, backbone: Any) -> None:
         """Work inside a backbone from now on; called once, before anything is computed, if `inside`.

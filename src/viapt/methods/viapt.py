@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from viapt.gated_reduction import GatedPCA
-from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of
+from viapt.methods.base import InitialPrompts, PromptMethod, init_bound, prompt_parameter, rows_of
 from viapt.methods.carry import CarryScale
 from viapt.methods.instance_generator import InstanceGenerator, WarmUp
 from viapt.methods.viapt_arguments import check, without_effect
@@ -75,6 +75,8 @@ class ViaPT(PromptMethod):
         instance_every: add t_i * P_ins to what enters blocks 2..N, with a learned t_i, 1 at first.
         instance_warmup: training steps in which P_ins grows from 0 to its size.
         generator_lr: factor on the learning rate of the generator, > 0.
+        initial_prompts: W_i and P_data start "uniform", as VPT's prompts do, or as "tokens" of training images that
+            enter the block without prompts (as in SPT, arXiv 2402.02382), in subspaces that are estimated before.
     """
 
     name = "viapt"
@@ -114,6 +116,7 @@ class ViaPT(PromptMethod):
         instance_every: bool = False,
         instance_warmup: int = 0,
         generator_lr: float = 1.0,
+        initial_prompts: InitialPrompts = "uniform",
     ) -> None:
         super().__init__(dim, depth, patch_size)
         self.num_prompts, self.num_instance_prompts = num_prompts, num_instance_prompts
@@ -131,6 +134,7 @@ class ViaPT(PromptMethod):
         self.generator_depthwise, self.per_prompt, self.initial_std = generator_depthwise, per_prompt, initial_std
         self.kl_weight, self.spatial, self.instance_noise = kl_weight, spatial, instance_noise
         self.instance_every, self.instance_warmup, self.generator_lr = instance_every, instance_warmup, generator_lr
+        self.initial_prompts = initial_prompts
         check(self)
         if self.kept_dim == 0:  # nothing of Z_0 would be kept, so nothing is made, and W_i is all that there is
             self.num_instance_prompts, self.fresh_rows = 0, num_prompts
@@ -195,6 +199,16 @@ class ViaPT(PromptMethod):
 
     def learning_rates(self) -> dict[str, float]:
         return {name: self.generator_lr for name, _ in self.named_parameters() if name.startswith("generator.")}
+
+    @torch.no_grad()
+    def begin(self, tokens: Float[Tensor, "depth p dim"]) -> None:
+        first = self.num_prompts - self.fresh_rows
+        for layer, token in enumerate(tokens[:, first:]):
+            self.fresh[layer].copy_(token if self.wide else self.kept.coordinates(layer, token))
+        if hasattr(self, "dataset_prompts"):
+            self.dataset_prompts.copy_(tokens[0, self.num_instance_prompts :])
+        if self.num_instance_prompts:
+            self.warmup.restart()
 
     def start(
         self,

@@ -47,6 +47,11 @@ def check(method: ViaPT) -> None:
         ("initial_std", method.initial_std > 0, "above 0"),
         ("kl_weight", method.kl_weight >= 0, "0 or above"),
         ("instance_warmup", method.instance_warmup >= 0, "0 or above"),
+        (
+            "initial_prompts",
+            method.initial_prompts == "uniform" or method.reduction != "instance",
+            "uniform with reduction = instance, whose subspaces no training image knows before",
+        ),
         ("generator_lr", 0 < method.generator_lr < math.inf, "a finite number above 0"),
     ]
     for name, holds, expected in rules:

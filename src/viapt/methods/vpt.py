@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from viapt.errors import ConfigError
-from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of
+from viapt.methods.base import InitialPrompts, PromptMethod, init_bound, prompt_parameter, rows_of
 
 
 class VPT(PromptMethod):
@@ -31,11 +31,16 @@ class VPT(PromptMethod):
         num_prompts: int,
         projected_dim: int | None,
         dropout: float,
+        initial_prompts: InitialPrompts,
     ) -> None:
         super().__init__(dim, depth, patch_size)
         self.sets, self.num_prompts, self.projected_dim, self.dropout = sets, num_prompts, projected_dim, dropout
+        self.initial_prompts = initial_prompts
         if projected_dim is not None and projected_dim < 1:
             raise ConfigError(f"projected_dim = {projected_dim} is not possible", expected="at least 1, or none")
+        if projected_dim is not None and initial_prompts == "tokens":
+            found = "initial_prompts = 'tokens' with projected_dim is not possible"
+            raise ConfigError(found, expected="prompts of as many numbers as tokens", remedy="leave one of them out")
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout = {dropout} is not possible", expected="0 or above, below 1")
         width = dim if projected_dim is None else projected_dim
@@ -49,6 +54,10 @@ class VPT(PromptMethod):
     @property
     def training_noise(self) -> int:
         return self.depth * self.num_prompts if self.dropout else 0
+
+    @torch.no_grad()
+    def begin(self, tokens: Float[Tensor, "depth p dim"]) -> None:
+        self.prompts.copy_(tokens[0] if self.sets == 1 else tokens)
 
     def start(
         self,
@@ -82,6 +91,7 @@ class VPTShallow(VPT):
         num_prompts: p >= 1. Learnable: p * dim.
         projected_dim: h, to learn p * h numbers and a projection (h + 1) * dim instead.
         dropout: share of the prompts' numbers that training leaves out, in [0, 1).
+        initial_prompts: "uniform", as the paper has it, or "tokens" of training images (SPT, arXiv 2402.02382).
     """
 
     name = "vpt-shallow"
@@ -96,8 +106,9 @@ class VPTShallow(VPT):
         num_prompts: int = 10,
         projected_dim: int | None = None,
         dropout: float = 0.0,
+        initial_prompts: InitialPrompts = "uniform",
     ) -> None:
-        super().__init__(dim, depth, patch_size, 1, num_prompts, projected_dim, dropout)
+        super().__init__(dim, depth, patch_size, 1, num_prompts, projected_dim, dropout, initial_prompts)
 
     @property
     def training_noise(self) -> int:
@@ -115,6 +126,7 @@ class VPTDeep(VPT):
         projected_dim: h, to learn depth * p * h numbers and a projection (h + 1) * dim instead.
         dropout: share of the prompts' numbers that training leaves out, in [0, 1).
         shared: the same P for all blocks: learnable p * dim.
+        initial_prompts: "uniform", as the paper has it, or "tokens" of training images (SPT, arXiv 2402.02382).
     """
 
     name = "vpt-deep"
@@ -129,8 +141,10 @@ class VPTDeep(VPT):
         projected_dim: int | None = None,
         dropout: float = 0.0,
         shared: bool = False,
+        initial_prompts: InitialPrompts = "uniform",
     ) -> None:
-        super().__init__(dim, depth, patch_size, 1 if shared else depth, num_prompts, projected_dim, dropout)
+        sets = 1 if shared else depth
+        super().__init__(dim, depth, patch_size, sets, num_prompts, projected_dim, dropout, initial_prompts)
         self.shared = shared
 
     def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
