@@ -24,7 +24,7 @@ PAGES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "methods": (
         "Methods and reductions",
-        "What each method of [methods.md](../methods.md) takes as keyword arguments of `create_model`, or with `--set`.",
+        "What each method of [methods.md](../methods.md) takes as keyword arguments of `create_model` or with `--set`.",
         [
             "viapt.methods.viapt.ViaPT",
             "viapt.methods.vpt.VPTDeep",
@@ -48,8 +48,13 @@ PAGES: dict[str, tuple[str, str, list[str]]] = {
     "backbones": (
         "Backbones",
         "Adapters around other people's models; see [backbones.md](../backbones.md) for the models.",
-        ["viapt.backbones.timm_vit", "viapt.backbones.timm_rope", "viapt.backbones.timm_beit"]
-        + ["viapt.backbones.huggingface", "viapt.backbones.packaged"],
+        [
+            "viapt.backbones.timm_vit",
+            "viapt.backbones.timm_rope",
+            "viapt.backbones.timm_beit",
+            "viapt.backbones.huggingface",
+            "viapt.backbones.packaged",
+        ],
     ),
     "answers": (
         "Answers",
@@ -58,7 +63,7 @@ PAGES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "tools": (
         "Export, Trainer, testing",
-        "What stands around a model: files for other runtimes, the Trainer of transformers, batches, converters, the contract.",
+        "Around a model: files for other runtimes, the Trainer of transformers, batches, converters, the contract.",
         ["viapt.export", "viapt.trainer", "viapt.batch", "viapt.vpt_checkpoint"]
         + [f"viapt.testing.{name}" for name in import_module("viapt.testing").__all__],
     ),

@@ -16,8 +16,8 @@ from viapt.cli import app
 PAGE = "commands.md"
 INTRODUCTION = """# Commands
 
-This page is made from the commands themselves; `viapt COMMAND --help` says the same. Mistakes are answered in one paragraph with exit
-code 2; `--debug` shows the traceback, with every command.
+This page is made from the commands themselves; `viapt COMMAND --help` says the same. Mistakes are answered in one
+paragraph with exit code 2; `--debug` shows the traceback, with every command.
 """
 
 
@@ -60,10 +60,11 @@ def code(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Prose in one line, with nothing that Markdown would take for its own but code and documents, which become links."""
+    """Prose in one line; Markdown takes nothing in it for its own but code and documents, which become links."""
     line = escaped(" ".join(text.split())).replace("|", "&#124;").replace("*", "&#42;").replace("[", "&#91;")
     return re.sub(r"\bdocs/([\w-]+)\.md", r"[\1](\1.md)", line)
 
 
 def escaped(text: str) -> str:
+    """Text that HTML takes as it stands."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

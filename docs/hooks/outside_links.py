@@ -16,7 +16,7 @@ LINK = re.compile(r"\]\(([^()\s:#]+)(#[\w-]+)?\)")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite the links of a page that leave the folder of documents; what is not there is left, and found by mkdocs."""
+    """Rewrite the links of a page that leave the folder of documents; mkdocs finds those to what is not there."""
     root = Path(config.config_file_path).parent
     inside = Path(config.docs_dir).relative_to(root).as_posix()
     here = "" if page.file.src_uri in PAGES else posixpath.join(inside, posixpath.dirname(page.file.src_uri))
