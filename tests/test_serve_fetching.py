@@ -67,7 +67,7 @@ def reply(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def fetcher(allowed: Callable[[str], bool] = is_public, size: int = 100_000, seconds: float = 30) -> Fetcher:
+def fetcher(allowed: Callable[[str], bool] = is_public, size: int = 100_000, seconds: float = 30.0) -> Fetcher:
     """One that finds every host on loopback but those that are called private."""
 
     async def find(host: str, port: int) -> list[str]:

@@ -137,8 +137,11 @@ def from_vpt(
 
     Args:
         path: see `read_vpt`.
-        backbone, weights, precision, image_size: as for `create_model`: the backbone that the prompts were trained on,
-            which the file does not name.
+        backbone: the one that the prompts were trained on, which the file does not name. This and the next three are
+            those of `create_model`.
+        weights: a safetensors file for it.
+        precision: of it.
+        image_size: in pixels.
         classes: their names; by default numbers. Needed where the file has no head.
 
     Raises:
