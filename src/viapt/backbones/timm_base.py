@@ -118,7 +118,7 @@ def patch_size_of(vit: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def grid_of(vit: Transformer, embedded: Tensor) -> tuple[int, int]:
+def grid_of(vit: Any, embedded: Tensor) -> tuple[int, int]:
     """(h, w) of embedded patches: (batch, h, w, d) where the model takes images of any size, else (batch, n, d)."""
     height, width = embedded.shape[1:3] if embedded.ndim == 4 else vit.patch_embed.grid_size
     return int(height), int(width)
