@@ -69,8 +69,9 @@ class PromptMethod(nn.Module, ABC):
         self.widths = width_of_each(dim, depth)
         self.dim, self.depth, self.patch_size = self.widths[0], depth, patch_size
         if len(self.stages) > 1 and not self.staged:
+            name, widths = getattr(self, "name", type(self).__name__), list(dict.fromkeys(self.widths))
             raise BackboneError(
-                f"The method {self.name} serves blocks of one width, and these have {list(dict.fromkeys(self.widths))}",
+                f"{name} serves blocks of one width, and these have {widths}",
                 expected="a backbone without stages, or a method that is staged, for instance viapt or vpt-deep",
             )
 
