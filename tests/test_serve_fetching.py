@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -52,6 +53,8 @@ class Web:
             await writer.drain()
         finally:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Web]:
@@ -73,6 +76,8 @@ def fetcher(allowed: Callable[[str], bool] = is_public, size: int = 100_000, sec
     async def find(host: str, port: int) -> list[str]:
         if host.endswith("nowhere.test"):
             raise OSError(host)
+        if host[0].isdigit():  # an address stands for itself
+            return [host]
         return {"private.test": ["10.0.0.1"], "mixed.test": ["1.1.1.1", "10.0.0.1"]}.get(host, [LOCAL])
 
     return Fetcher(size, seconds, find, allowed)
