@@ -21,6 +21,8 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
+from cli_cases import write_backbone
+from viapt.create import create_model
 from viapt.multitask import MultiTask
 from viapt.serve.app import create_app
 from viapt.serve.limits import Limits
@@ -45,6 +47,16 @@ def bomb() -> bytes:
 def upload(*pictures: bytes, **fields: Any) -> dict[str, Any]:
     """Arguments of httpx for a request to classify."""
     return {"files": [("images", (f"{k}.png", data)) for k, data in enumerate(pictures)], "data": fields}
+
+
+def write_adapters(folder: Path) -> None:
+    """A tiny backbone and two adapters of it, in `adapters`."""
+    (folder / "tiny").mkdir()
+    backbone = write_backbone(folder / "tiny")
+    for name, method in (("paper", "viapt"), ("deep", "vpt-deep")):
+        options = {"num_prompts": 4} | ({"num_instance_prompts": 2} if method == "viapt" else {})
+        model = create_model(backbone, method, classes=["a b", "ü", "c"], precision="float32", **options)
+        model.save_pretrained(folder / "adapters" / name)
 
 
 Scenario = Callable[[httpx.AsyncClient, FastAPI], Awaitable[None]]

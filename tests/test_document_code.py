@@ -31,7 +31,6 @@ COLOURS = {"cat": (220, 30, 30), "dog": (30, 30, 220)}
 # What pages take for granted: adapters that somebody trained, and other files.
 ADAPTERS = ("ADAPTER", "adapter", "runs/photos", "runs/cells", "runs/birds", "runs/birds-2")
 MAKES_ITS_OWN = ("README.md", "quickstart.md", "tutorial.md")
-REAL = ("quickstart.md",)  # real processes, as a reader starts them
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -40,7 +39,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def marks(page: Path) -> list[pytest.MarkDecorator]:
-    """What exports or compiles runs without shape checks; so does what starts processes."""
+    """What exports or compiles runs without shape checks."""
     code = "".join(content for _, content in blocks(page))
     return [pytest.mark.compiled] if re.search(r"\bexport\b|COMPILED", code) else []
 
@@ -74,7 +73,7 @@ def reader(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VIAPT_CACHE", str(desk / "cache"))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    return Reader(f"local-dir:{desk / 'tiny'}", processes=page.name in REAL)
+    return Reader(f"local-dir:{desk / 'tiny'}")
 
 
 def test_each_page_with_code_is_run_or_said_not_to_be() -> None:

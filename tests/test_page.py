@@ -14,10 +14,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from cli_cases import write_backbone, write_photos
-from serve_cases import PATIENCE, picture, serve, served, upload
+from cli_cases import write_photos
+from serve_cases import PATIENCE, picture, serve, served, upload, write_adapters
 from viapt.artifact import load
-from viapt.create import create_model
 from viapt.inference import predict
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -32,12 +31,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two adapters of one tiny backbone, and photos of two classes."""
     folder = tmp_path_factory.mktemp("page")
-    (folder / "tiny").mkdir()
-    backbone = write_backbone(folder / "tiny")
-    for name, method in (("paper", "viapt"), ("deep", "vpt-deep")):
-        options = {"num_prompts": 4} | ({"num_instance_prompts": 2} if method == "viapt" else {})
-        model = create_model(backbone, method, classes=["a b", "ü", "c"], precision="float32", **options)
-        model.save_pretrained(folder / "adapters" / name)
+    write_adapters(folder)
     write_photos(folder / "photos", COLOURS, 5)
     return folder
 

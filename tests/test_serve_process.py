@@ -15,10 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cli_cases import write_backbone
-from serve_cases import PATIENCE, free_port, picture, reached, served
+from serve_cases import PATIENCE, free_port, picture, reached, served, write_adapters
 from viapt.cli import main
-from viapt.create import create_model
 from viapt.errors import ConfigError, DataError
 from viapt.serve.client import Client, requests
 
@@ -29,12 +27,7 @@ TOKEN = "a-token-of-some-length"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two adapters, and pictures of which one is damaged."""
     folder = tmp_path_factory.mktemp("service")
-    (folder / "tiny").mkdir()
-    backbone = write_backbone(folder / "tiny")
-    for name, method in (("paper", "viapt"), ("deep", "vpt-deep")):
-        options = {"num_prompts": 4} | ({"num_instance_prompts": 2} if method == "viapt" else {})
-        model = create_model(backbone, method, classes=["a b", "ü", "c"], precision="float32", **options)
-        model.save_pretrained(folder / "adapters" / name)
+    write_adapters(folder)
     (folder / "photos").mkdir()
     for k in range(3):
         (folder / "photos" / f"{k}.png").write_bytes(picture(k))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -20,7 +22,7 @@ from fastapi import FastAPI
 
 from artifact_cases import fitted
 from cli_cases import write_backbone, write_photos
-from serve_cases import bomb, picture, serve, upload
+from serve_cases import PATIENCE, bomb, picture, serve, upload
 from viapt.artifact import load
 from viapt.create import create_model
 from viapt.errors import ArtifactError, ConfigError
@@ -180,11 +182,14 @@ def test_a_fit_is_cancelled_and_its_process_gone(
 
 
 def test_a_fit_does_not_outlive_its_server(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lesson.json")  # which nobody writes: it waits, until it is ended
     command = [sys.executable, "-P", "-m", "viapt.serve.lesson", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        (tmp_path / "lesson.json").unlink(missing_ok=True)
-        process.communicate(b"")  # its input ends
-    assert process.returncode != 0
+        try:
+            process.communicate(b"", timeout=PATIENCE)  # its input ends
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_one_at_a_time_with_the_time_it_takes(

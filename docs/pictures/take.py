@@ -17,13 +17,13 @@ from typing import Any
 
 import httpx
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from viapt.data.rendered import TASKS, render
 from viapt.runs import Settings, run
 
 HERE = Path(__file__).parent
-SIZE = {"width": 1180, "height": 760}
+SIZE: ViewportSize = {"width": 1180, "height": 760}
 TASK_NAMES = {"count": "viapt", "distance": "vpt-deep"}
 TRAIN, EPOCHS, PATIENCE = 90, 5, 600
 
@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
         with sync_playwright() as started:
             arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
             path = shutil.which("chromium") or shutil.which("google-chrome")
-            page = started.chromium.launch(executable_path=path, args=arguments).new_page(viewport=SIZE)  # type: ignore
+            page = started.chromium.launch(executable_path=path, args=arguments).new_page(viewport=SIZE)
             page.set_default_timeout(1000 * PATIENCE)
             page.goto(url)
             lead(page, folder)

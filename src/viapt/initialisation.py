@@ -19,7 +19,7 @@ from viapt.evaluation import LabelledImages, load
 from viapt.inference import check_images
 from viapt.methods.base import init_bound
 from viapt.model import PromptedClassifier
-from viapt.recipe import EpochBatches, Recipe
+from viapt.recipe import EpochBatches, Recipe, enter_epoch
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def begin(model: PromptedClassifier, train: LabelledImages, recipe: Recipe) -> N
     batches = first_batches(model, train, recipe)
     tokens = drawn_tokens(model, next(batches), recipe.seed)
     method.begin(tokens)
-    if method.calibration_steps:
+    if method.calibration_steps and "calibration_steps" not in method.without_effect():
         training = model.training
         model.train()
         for number, images in enumerate(islice(batches, method.calibration_steps)):
@@ -60,9 +60,7 @@ def first_batches(
     device = model.head.weight.device
     loader = load(train, 0, device, batch_sampler=sampler)
     for epoch in count():
-        sampler.set_epoch(epoch)
-        if callable(set_epoch := getattr(train, "set_epoch", None)):
-            set_epoch(epoch)
+        enter_epoch(sampler, train, epoch)
         for images, _ in loader:
             check_images(model, images)
             yield images.to(device)

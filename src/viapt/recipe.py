@@ -135,6 +135,13 @@ def check_coverage(model: PromptedClassifier, grouped: list[nn.Parameter]) -> No
             )
 
 
+def enter_epoch(batches: EpochBatches, dataset: Any, epoch: int) -> None:
+    """Choose the order of an epoch (from 0), and its augmentation where there is one."""
+    batches.set_epoch(epoch)
+    if callable(set_epoch := getattr(dataset, "set_epoch", None)):
+        set_epoch(epoch)
+
+
 class EpochBatches(Sampler[list[int]]):
     """Batches of indices: an order for each (seed, epoch), the last batch as long as it comes out.
 

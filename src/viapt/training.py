@@ -33,7 +33,7 @@ from viapt.interruption import Interruption
 from viapt.model import PromptedClassifier
 from viapt.optimization import Optimization
 from viapt.progress import TrainingDisplay
-from viapt.recipe import EpochBatches, OptimizerName, Recipe, Selection, check_trainable
+from viapt.recipe import EpochBatches, OptimizerName, Recipe, Selection, check_trainable, enter_epoch
 from viapt.round_calibration import calibrate_if_sampled
 from viapt.training_state import Standing, check_everywhere, check_same, identity, learned, pack, put, unpack
 
@@ -237,10 +237,8 @@ class Training:
 
     def begin_epoch(self, epoch: int) -> None:
         """Choose order and augmentation, and leave out the batches that were done before."""
-        self.batches.set_epoch(epoch)
+        enter_epoch(self.batches, self.train, epoch)
         self.batches.start = self.standing.step - epoch * self.steps_per_epoch
-        if callable(set_epoch := getattr(self.train, "set_epoch", None)):
-            set_epoch(epoch)
 
     def step(self, size: int, images: Float[Tensor, "share ..."], labels: Int[Tensor, " share"]) -> None:
         """One optimizer step, written down."""

@@ -8,7 +8,7 @@ import io
 from PIL import Image
 
 from viapt.data.images import read_image
-from viapt.data.transforms import eval_transform
+from viapt.data.transforms import ImageTransform
 from viapt.errors import BackboneError
 from viapt.explanation import layer_attention, lookers
 from viapt.model import PromptedClassifier
@@ -19,12 +19,15 @@ from viapt.serve.schema import Attention
 DIGITS = 6  # of a share of attention: a map of 37 x 37 patches has shares of about 0.0007
 
 
-def attend(tasks: MultiTask, model: PromptedClassifier, data: bytes, name: str, pixels: int) -> Attention:
+def attend(
+    tasks: MultiTask, model: PromptedClassifier, transform: ImageTransform, data: bytes, name: str, pixels: int
+) -> Attention:
     """The picture as the task sees it, and who looks where; passes of others wait meanwhile.
 
     Args:
         tasks: whose turn this takes.
         model: one of them.
+        transform: that of the backbone, for evaluation.
         data: an encoded image.
         name: what errors call it.
         pixels: that it may have.
@@ -33,7 +36,6 @@ def attend(tasks: MultiTask, model: PromptedClassifier, data: bytes, name: str, 
         DataError: the image cannot be read.
         Problem: the task's attention cannot be seen (422, `no_attention`).
     """
-    transform = eval_transform(tasks.backbone.preprocessing)
     seen = transform.prepare(read_image(data, name=name, max_pixels=pixels))
     with tasks.passing:
         try:

@@ -142,7 +142,8 @@ class Batcher:
                 if patience <= 0 or sum(job.rows for job in self.jobs) >= self.limits.rows:
                     return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.arrived.wait(), patience)
+                async with asyncio.timeout(patience):
+                    await self.arrived.wait()
 
     def take(self) -> list[Job]:
         """The oldest jobs that go together: of the same set of tasks, and not too many rows."""

@@ -106,7 +106,7 @@ class Service:
         model, data = self.tasks.models[chosen(self.tasks.models, [task])[0]], await image.read()
         self.batcher.admit(1)
         try:
-            work = partial(attend, self.tasks, model, data, title(image, 0), self.limits.pixels)
+            work = partial(attend, self.tasks, model, self.transform, data, title(image, 0), self.limits.pixels)
             return await asyncio.get_running_loop().run_in_executor(self.batcher.thread, work)
         except DataError as error:
             raise from_error(422, "unreadable_image", error) from error
@@ -117,12 +117,12 @@ class Service:
         """The bytes of each photo that can be read, or what is wrong with it."""
 
         async def read(photo: Upload, index: int) -> bytes | str:
+            data = await photo.read()
             try:
-                await self.decode(photo, title(photo, index))
+                await self.decode(data, title(photo, index))
             except Problem as problem:
                 return problem.detail
-            await photo.seek(0)
-            return await photo.read()
+            return data
 
         return list(await asyncio.gather(*(read(photo, index) for index, photo in enumerate(photos))))
 
