@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -52,6 +53,8 @@ class Web:
             await writer.drain()
         finally:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Web]:
@@ -67,12 +70,14 @@ def reply(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def fetcher(allowed: Callable[[str], bool] = is_public, size: int = 100_000, seconds: float = 30) -> Fetcher:
+def fetcher(allowed: Callable[[str], bool] = is_public, size: int = 100_000, seconds: float = 30.0) -> Fetcher:
     """One that finds every host on loopback but those that are called private."""
 
     async def find(host: str, port: int) -> list[str]:
         if host.endswith("nowhere.test"):
             raise OSError(host)
+        if host[0].isdigit():  # an address stands for itself
+            return [host]
         return {"private.test": ["10.0.0.1"], "mixed.test": ["1.1.1.1", "10.0.0.1"]}.get(host, [LOCAL])
 
     return Fetcher(size, seconds, find, allowed)
@@ -187,8 +192,12 @@ def test_answers_that_are_no_image_or_too_large() -> None:
 
 
 def test_a_slow_answer_is_given_up() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the client has gone
+        writer.close()
+
     async def scenario() -> None:
-        async with await asyncio.start_server(lambda reader, writer: asyncio.sleep(3600), LOCAL, 0) as server:
+        async with await asyncio.start_server(silent, LOCAL, 0) as server:
             port = server.sockets[0].getsockname()[1]
             with pytest.raises(Problem, match="not there within"):
                 await fetcher(here, seconds=0.2).fetch([f"http://pictures.test:{port}/"])
