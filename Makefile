@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell git hash-object pyproject.toml constraints.txt | git hash-object --stdin)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types bench clean
+.PHONY: help venv demo test check lint types docs bench clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -25,7 +25,7 @@ demo: venv ## fit, keep and compare three methods on photos of solar cells, and 
 test: venv ## the tests, with run-time shape checks; then those that compile and export
 	@.ci/tests
 
-check: lint types test ## format, lint, types, and the tests (those that passed on the very same files are not run again)
+check: lint types docs test ## format, lint, types, documentation, and the tests (those that passed on the very same files are not run again)
 
 lint: venv
 	$(BIN)/ruff format --check .
@@ -33,6 +33,9 @@ lint: venv
 
 types: venv
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+docs: venv ## the documentation site in build/site, warnings being errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: venv ## speed and memory of a training step, beside the floor
 	$(BIN)/python benchmarks/training.py

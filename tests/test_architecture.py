@@ -28,14 +28,15 @@ FLOORS: list[set[str]] = [
         "tables",
         "runtimes",
     }
-    | {"rounds", "cache_files"},
+    | {"rounds", "cache_files", "widths"},
     {"methods", "backbones"},
     {"model"},
     {"create", "data", "quantisation", "recipe"},
     {"training", "training_state", "history", "progress", "evaluation", "comparison", "inference"}
     | {"artifact", "adapter_files", "model_card", "acceleration", "optimization", "exported"}
-    | {"sampling", "round_calibration", "caching", "pruning", "multitask", "hub", "publishing"},
-    {"runs", "inspection", "explanation", "testing", "estimator", "trainer", "vpt_checkpoint"},
+    | {"sampling", "round_calibration", "caching", "initialisation", "pruning", "multitask", "hub", "publishing"},
+    {"runs", "inspection", "explanation", "testing", "estimator", "trainer"}
+    | {"foreign_checkpoint", "vpt_checkpoint", "adapter_plus_checkpoint"},
     {"bench", "batch", "serve", "report", "export", "demo"},
     {"cli"},
     {"viapt", "__main__"},  # the public names, and `python -m viapt`
@@ -112,9 +113,9 @@ def test_no_cycles() -> None:
 
 
 def test_the_core_knows_bases_and_reductions_only() -> None:
-    """`methods.base` and `backbones.base` import nothing of viapt but errors."""
+    """`methods.base` and `backbones.base` import nothing of viapt but errors, and how wide blocks are."""
     for base in ("methods/base.py", "backbones/base.py"):
-        assert {room for room, _ in rooms_imported(PACKAGE / base)} <= {"errors"}, base
+        assert {room for room, _ in rooms_imported(PACKAGE / base)} <= {"errors", "widths"}, base
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))

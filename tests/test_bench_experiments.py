@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from scipy import stats
@@ -83,10 +84,24 @@ def test_every_entrant_is_possible_on_the_packaged_backbone(name):
 def test_kept_dimensions_are_those_of_the_question():
     axis = EXPERIMENTS["kept-dim"].design(384).axes[0]
     assert [entrant.options["kept_dim"] for _, entrant in axis.points] == [0, 16, 32, 64, 96, 128, 192, 384]
+    (shares,) = (one for one in EXPERIMENTS["generator"].design(384).axes if one.label == "lambda / p")
+    assert (shares.points[0][0], shares.points[-1][0]) == ("0/10", "10/10")
     for experiment in EXPERIMENTS.values():
         for one in experiment.design(384).axes:
             values = [float(Fraction(value)) for value, _ in one.points]
             assert all(low < high for low, high in pairwise(values)), one.label
+
+
+@pytest.mark.parametrize(("dim", "depth"), [(24, 1), (24, 3), (48, 2)])
+def test_lora_learns_as_much_as_vpt_deep_or_the_next_smaller_number(dim, depth):
+    def learned(entrant: Entrant) -> int:
+        vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=dim, depth=depth, num_heads=3)
+        model = viapt.create_model(vit, entrant.method, classes=2, **entrant.options)
+        return sum(p.numel() for p in model.method.parameters())
+
+    (lora,) = (e for e in EXPERIMENTS["structured"].design(dim).entrants if e.method == "lora")
+    more = Entrant("lora", {"rank": lora.options["rank"] + 1})
+    assert learned(lora) <= learned(Entrant("vpt-deep")) < learned(more)
 
 
 # What is measured
@@ -323,7 +338,7 @@ def test_pages_have_their_pictures(name, tmp_path):
     text, pictures = page.read_text(), {p.name: p.read_bytes() for p in (tmp_path / "pictures").iterdir()}
     assert {f"pictures/{p}" for p in pictures} == set(re.findall(r"\]\((pictures/[^)]*)\)", text))
     assert all(content.startswith(b"\x89PNG") for content in pictures.values()) and "nan" not in text.lower()
-    assert len(pictures) == {"kept-dim": 1, "inference": 2, "reduction": 1}[name]
+    assert len(pictures) == {"kept-dim": 2, "inference": 2, "reduction": 2}[name]
     assert f"{len(records)}, {len(records) / 100:.2f} hours of compute" in text
 
 

@@ -106,6 +106,7 @@ class Sound(VPTDeep):
         projected_dim: h.
         dropout: share left out.
         shared: one P for all.
+        initial_prompts: how they start.
     """
 
     name = "third-party"
@@ -236,6 +237,8 @@ class Unpicklable(Sound):
 
 
 class Silent(VPTDeep):
+    """Says nothing."""
+
     name = "third-party"
 
 

@@ -94,7 +94,7 @@ def test_inspection_sees_the_same(method, images):
 
 def test_entering_prompts_are_the_last_tokens_of_each_layer(images):
     model = classifier()
-    expected = torch.stack([tokens[:, -PROMPTS:] for tokens in entering_by_hand(model, images)], 1)
+    expected = [tokens[:, -PROMPTS:] for tokens in entering_by_hand(model, images)]
     torch.testing.assert_close(entering_prompts(model, images), expected)
 
 
@@ -109,7 +109,7 @@ def test_attention_that_cannot_be_seen_is_refused(images):
 
 def test_only_instance_prompts_react_before_the_first_block(images):
     prompts = entering_prompts(classifier(kept_dim=24, reduction="random"), images)
-    made, fixed = (prompt_similarity(prompts[:, :1, rows]) for rows in (slice(0, INSTANCE), slice(INSTANCE, PROMPTS)))
+    made, fixed = (prompt_similarity([prompts[0][:, rows]]) for rows in (slice(0, INSTANCE), slice(INSTANCE, PROMPTS)))
     assert float(made.varying[0]) > 1e-4 and float(fixed.varying[0]) < 1e-10
     assert off_diagonal(made.cosine[0].numpy()) < 0.9999
     torch.testing.assert_close(fixed.cosine[0], torch.ones(11, 11))
@@ -118,12 +118,12 @@ def test_only_instance_prompts_react_before_the_first_block(images):
 def test_similarity_by_hand():
     """Two pictures, two prompts: one is the same, one turned by 90 degrees and twice as long."""
     prompts = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]], [[[1.0, 0.0], [2.0, 0.0]]]])
-    found = prompt_similarity(prompts)
+    found = prompt_similarity([prompts[:, 0]])
     torch.testing.assert_close(found.cosine, torch.tensor([[[1.0, 0.5], [0.5, 1.0]]]))
     # means (1, 0) and (1, 1/2): twice 1 + 1/4 differs of 1 + 1 + 1 + 4
     assert float(found.varying) == pytest.approx(2.5 / 7)
     with pytest.raises(DataError, match="1 image"):
-        prompt_similarity(prompts[:1])
+        prompt_similarity([prompts[:1, 0]])
 
 
 def test_features_without_what_was_learned_and_with_it(images):

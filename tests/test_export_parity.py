@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from contract_cases import THOROUGH
+from contract_cases import BACKBONES, THOROUGH
 from export_cases import answers, fitted, images, rounded, written
 from viapt.backbones.timm_vit import TimmViT
 from viapt.export import export
@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full width": {"fresh_dim": "full", "carry_norm": True, "instance_noise": False},
 }
 CASES = [pytest.param(method, backbone, {}, id=f"{method}-{backbone}") for method in METHODS for backbone in THOROUGH]
+CASES += [pytest.param("viapt", name, {}, id=f"viapt-{name}") for name in BACKBONES if name not in THOROUGH]
 CASES += [pytest.param("viapt", "vit", options, id=f"viapt-{name}") for name, options in VARIANTS.items()]
 
 

@@ -254,6 +254,7 @@ def base(monkeypatch: pytest.MonkeyPatch) -> TimmViT:
         ("ssf", {}, 205_824),  # Table 2 of the paper: 0.28 M with a head for 100 classes
         ("adaptformer", {"width": 64}, 1_189_632),  # Table 1 of the paper: 1.26 M with a head for 100 classes
         ("lora", {"rank": 4}, 12 * 4 * (768 + 3 * 768)),
+        ("adapter-plus", {"width": 8}, 165_984),
     ],
 )
 def test_learnable_numbers_on_vit_b(name: str, options: dict[str, Any], count: int, base: TimmViT) -> None:

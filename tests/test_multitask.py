@@ -14,7 +14,7 @@ from torch import Tensor
 from artifact_cases import fitted
 from viapt.artifact import load
 from viapt.backbones.base import Backbone
-from viapt.errors import ArtifactError, ConfigError, DataError
+from viapt.errors import ArtifactError, BackboneError, ConfigError, DataError
 from viapt.inference import predict
 from viapt.multitask import MultiTask, Question, passes, rows_of
 from viapt.testing.subject import tiny_backbones, tiny_vit
@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "e2vpt": ("e2vpt", {"num_prompts": 4, "key_value_prompts": 2}),
     "ssf": ("ssf", {}),
     "partial": ("partial", {}),
+    "adapter-plus": ("adapter-plus", {"width": 3}),
 }
 
 
@@ -78,7 +79,14 @@ def mixed(names: list[str], images: int) -> list[Question]:
     ]
 
 
-@pytest.mark.parametrize("kind", tiny_backbones())
+def test_a_backbone_with_stages_is_refused(tmp_path: Path) -> None:
+    build = tiny_backbones()["swin"]
+    adapters = write(tmp_path, build, ["deep"])
+    with pytest.raises(BackboneError, match="serves blocks of one width"):
+        MultiTask(build(), adapters)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in tiny_backbones() if kind != "swin"])
 def test_a_mixed_batch_answers_as_each_task_alone(kind: str, tmp_path: Path) -> None:
     build = tiny_backbones()[kind]
     names = list(METHODS) if kind == "vit" else ["paper", "deep", "shallow", "linear", "lora"]

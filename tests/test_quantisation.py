@@ -107,6 +107,8 @@ def fake(x: Tensor) -> Tensor:
     """Each row rounded to 255 levels by torch's own fake quantisation."""
     scale = (x.abs().amax(-1) / 127).clamp_min(1e-30)
     zeros = torch.zeros_like(scale, dtype=torch.int32)
+    if not x.numel():  # prompts that there are none of
+        return x
     return torch.fake_quantize_per_channel_affine(x, scale, zeros, 0, -127, 127)
 
 

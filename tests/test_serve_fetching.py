@@ -205,6 +205,8 @@ def test_a_slow_answer_is_given_up() -> None:
     asyncio.run(scenario())
 
 
+# A stream of the test's own server may be collected after its loop has ended, of which asyncio complains.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_classifying_by_address(tmp_path: Path) -> None:
     """Answers are those of the same picture uploaded; without leave, none is fetched."""
     fitted(tiny_vit(), "linear").save_pretrained(tmp_path / "probe")

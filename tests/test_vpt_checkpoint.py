@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 import viapt
 from artifact_cases import IMAGES, fitted, tiny
 from cli_cases import write_backbone
 from viapt.cli import main
+from viapt.create import create_model
 from viapt.errors import ArtifactError, ConfigError
 from viapt.vpt_checkpoint import from_vpt, read_vpt, to_vpt
 
@@ -125,7 +127,7 @@ def test_nothing_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("viapt.vpt_checkpoint.LIMIT", 10_000)
+    monkeypatch.setattr("viapt.foreign_checkpoint.LIMIT", 10_000)
     with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(100_000))
     with pytest.raises(ArtifactError, match="unpacks to 100000 bytes"):
@@ -201,3 +203,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--classes has no effect" in capsys.readouterr().err
     assert run(tmp_path / "p.safetensors", "--from", "vpt", "--to", tmp_path / "new") == 2
     assert "without --backbone" in capsys.readouterr().err
+
+
+def test_prompts_of_several_widths_are_refused(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4)}
+    swin = SwinTransformer(**sizes, window_size=4, num_classes=0)
+    for method, options in (("vpt-deep", {}), ("vpt-deep", {"projected_dim": 3})):
+        create_model(swin, method, classes=2, **options).save_pretrained(tmp_path / "adapter")
+        with pytest.raises(ArtifactError, match="several widths"):
+            to_vpt(tmp_path / "adapter", tmp_path / "x.pth")
+    prompts = {"prompt_embeddings": numbers(1, P, 8), "deep_prompt_embeddings": numbers(2, P, 8)}
+    torch.save(prompts, tmp_path / "x.pth")
+    with pytest.raises(ArtifactError, match=r"gives method\.prompts for all blocks.*2 widths"):
+        from_vpt(tmp_path / "x.pth", swin, classes=2)

@@ -168,7 +168,7 @@ def restore_method(folder: Path, backbone: Backbone, config: dict[str, Any]) -> 
     """
     name, arguments = config["method"], config["method_arguments"]
     try:
-        return create_method(name, backbone.dim, backbone.depth, backbone.patch_size, **arguments)
+        return create_method(name, backbone.widths, backbone.depth, backbone.patch_size, **arguments)
     except (ConfigError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         refuse(folder / CONFIG, f"describes a method that cannot be built on this backbone ({error})")
 

@@ -51,7 +51,7 @@ def create_model(
     frozen = create_backbone(backbone, weights=weights, pretrained=pretrained, image_size=image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        prompts = create_method(method, frozen.dim, frozen.depth, frozen.patch_size, **method_options)
+        prompts = create_method(method, frozen.widths, frozen.depth, frozen.patch_size, **method_options)
         check_effect(prompts, method_options)
         model = PromptedClassifier(frozen, prompts, names).eval()
     cast(model.backbone, precision)  # now that a method that learns weights has copied them unrounded

@@ -59,7 +59,12 @@ class ViaPTClassifier(ClassifierMixin, BaseEstimator):
         image_size: in pixels; None for the backbone's own.
         precision: of the backbone: "float32", "bfloat16" or "auto".
         augmentation: of training images: "none", "light", "standard" or "strong".
-        epochs, lr, batch_size, optimizer, weight_decay, clip: of the training.
+        epochs: of the training; this and the next five are those of `viapt.fit`.
+        lr: None for the method's own.
+        batch_size: of one optimizer step.
+        optimizer: "adamw" or "sgd".
+        weight_decay: of matrices.
+        clip: largest norm of the gradient.
         policy: of inference: "mean", "fixed" or "multi".
         rounds: passes of "multi".
         verbose: whether training shows its progress.

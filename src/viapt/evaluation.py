@@ -133,7 +133,8 @@ def evaluate(
         resamples: of the bootstrap, >= 100.
         progress: called after each batch with the number of images done.
         shared: several processes call this, each takes its share of every batch, and all get the whole result.
-        adaptive, max_disagreement: stop the rounds of an image when its label is settled; see `predict`.
+        adaptive: stop the rounds of an image when its label is settled; see `predict`.
+        max_disagreement: how often such a label may be another one than that of all rounds.
 
     Raises:
         ConfigError: unknown policy, a number out of range, or see `predict` for adaptive rounds.

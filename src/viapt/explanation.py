@@ -8,7 +8,7 @@ Everything is computed in evaluation mode, on the mean of the instance prompts, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,8 +118,8 @@ def kinds(model: PromptedClassifier) -> dict[str, slice]:
     return {kind: rows for kind, rows in found.items() if rows.start < rows.stop}
 
 
-def entering_prompts(model: PromptedClassifier, images: Images) -> Float[Tensor, "n layers p dim"]:
-    """The prompts that enter each layer.
+def entering_prompts(model: PromptedClassifier, images: Images) -> list[Float[Tensor, "n p _"]]:
+    """The prompts that enter each layer, as wide as it is.
 
     Raises:
         BackboneError: as `viapt.inspection.watch`.
@@ -132,24 +132,24 @@ def entering_prompts(model: PromptedClassifier, images: Images) -> Float[Tensor,
             layers.append(tokens[:, tokens.shape[1] - p :].float())
 
         watch(model, batch, record)
-        batches.append(torch.stack(layers, 1).cpu())
-    return torch.cat(batches)
+        batches.append([layer.cpu() for layer in layers])
+    return [torch.cat(layer) for layer in zip(*batches, strict=True)]
 
 
-def prompt_similarity(prompts: Float[Tensor, "n layers p dim"]) -> PromptSimilarity:
-    """Compare the prompts of several images.
+def prompt_similarity(prompts: Sequence[Float[Tensor, "n p _"]]) -> PromptSimilarity:
+    """Compare the prompts of several images, layer by layer.
 
     Raises:
         DataError: there are fewer than two images.
     """
-    if prompts.shape[0] < 2:
-        raise DataError(f"The prompts of {prompts.shape[0]} image(s)", expected="two images or more, to compare")
-    units = F.normalize(prompts, dim=-1)
-    differing = (prompts - prompts.mean(0)).square().sum((0, 2, 3))
-    return PromptSimilarity(
-        cosine=torch.einsum("ilpd,jlpd->lij", units, units) / prompts.shape[2],
-        varying=differing / prompts.square().sum((0, 2, 3)),
-    )
+    if prompts[0].shape[0] < 2:
+        raise DataError(f"The prompts of {prompts[0].shape[0]} image(s)", expected="two images or more, to compare")
+    cosines, varying = [], []
+    for layer in prompts:
+        units = F.normalize(layer, dim=-1)
+        cosines.append(torch.einsum("ipd,jpd->ij", units, units) / layer.shape[1])
+        varying.append((layer - layer.mean(0)).square().sum() / layer.square().sum())
+    return PromptSimilarity(torch.stack(cosines), torch.stack(varying))
 
 
 def features_of(

@@ -107,11 +107,11 @@ def count_parameters(model: PromptedClassifier) -> dict[str, int]:
 
 def estimated_share(model: PromptedClassifier) -> list[float | None] | None:
     """The share that training's estimate gave each layer, where the reduction keeps one."""
-    for reduction in reductions(model):
-        if isinstance(reduction, RunningPCA) and bool((reduction.seen > 0).all()):
-            found = [float(reduction.explained[reduction.index(n)]) for n in range(reduction.first, reduction.layers)]
-            return [None] * reduction.first + found
-    return None
+    found = [reduction for reduction in reductions(model) if isinstance(reduction, RunningPCA)]
+    if not found or not all(bool((reduction.seen > 0).all()) for reduction in found):
+        return None
+    shares = [float(r.explained[r.index(layer)]) for r in found for layer in range(r.first, r.layers)]
+    return [None] * found[0].first + shares
 
 
 def measured_shares(
@@ -186,7 +186,7 @@ class Watched(Backbone):
         self.prefix, self.grid = tokens.prefix.shape[1], tokens.grid
         return tokens
 
-    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
+    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch _ _"]:
         self.on_block(layer, tokens, self)
         return self.backbone.block(layer, tokens, context)
 
@@ -223,5 +223,5 @@ def standing_in(model: PromptedClassifier, backbone: Backbone) -> PromptedClassi
 
 
 def reductions(model: PromptedClassifier) -> list[Reduction]:
-    """The kept subspaces of the model's method: none or one, for the methods so far."""
+    """The kept subspaces of the model's method: none, or one for each stage, for the methods so far."""
     return [module for module in model.method.modules() if isinstance(module, Reduction)]

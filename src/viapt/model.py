@@ -106,7 +106,7 @@ class PromptedClassifier(nn.Module):
                 prompts = method.carry(layer, self.to_own_precision(prompts))
             needed = "pooled" if layer == last else "all" if method.carries else "image"
             x, left = self.advance(layer, x, to_precision(prompts, x.dtype), tokens.context, needed)
-            prompts = left if method.carries else prompts
+            x, prompts = method.leaving(layer, x), left if method.carries else prompts
         return self.to_own_precision(self.at(self.backbone.depth, "pool", x))
 
     def at(self, stage: int, verb: str, *arguments: Any) -> Any:
@@ -123,7 +123,7 @@ class PromptedClassifier(nn.Module):
         prompts: Float[Tensor, "rows p dim"],
         context: Any,
         needed: Needed,
-    ) -> tuple[Float[Tensor, "rows _ dim"], Float[Tensor, "rows _ dim"]]:
+    ) -> tuple[Float[Tensor, "rows _ _"], Float[Tensor, "rows _ _"]]:
         """One frozen block, its activations stored or recomputed."""
         if self.checkpointing and torch.is_grad_enabled():
             # Blocks draw no random numbers: prompts are sampled outside them.

@@ -339,7 +339,7 @@ class Mixture(PromptMethod):
     """Several methods with equally many prompts, each for some rows of a batch: told anew before every pass."""
 
     def __init__(self, backbone: Any) -> None:
-        super().__init__(backbone.dim, backbone.depth, backbone.patch_size)
+        super().__init__(backbone.widths, backbone.depth, backbone.patch_size)
         self.parts: list[Part] = []
 
     def take(self, parts: list[Part]) -> None:

@@ -117,6 +117,10 @@ class Reduction(nn.Module, ABC):
         with without_autocast(prompts):
             return self.reduce(layer, prompts, fresh)
 
+    def coordinates(self, layer: int, vectors: Float[Tensor, "p d"]) -> Float[Tensor, "p r"]:
+        """The fresh parameters that come closest to vectors, where nothing is carried."""
+        return vectors[:, self.kept_dim :]
+
     def index(self, layer: int) -> int:
         """Which of the stored subspaces serves `layer`."""
         return 0 if self.shared else layer - self.first
@@ -177,6 +181,11 @@ class FixedSubspace(Reduction):
     ) -> Float[Tensor, "batch p d"]:
         v, a = self.v[self.index(layer)], self.a[self.index(layer)]
         return (prompts @ v) @ v.mT + lift(fresh, v, a)
+
+    def coordinates(self, layer: int, vectors: Float[Tensor, "p d"]) -> Float[Tensor, "p r"]:
+        v, a = self.v[self.index(layer)], self.a[self.index(layer)]
+        # The last d - m of H z; H is symmetric, so it is I - (V + [P; 0]) A^T as well.
+        return vectors[:, self.kept_dim :] - (vectors @ a) @ v[self.kept_dim :].mT
 
 
 def derive_after_loading(module: FixedSubspace, _: object) -> None:
@@ -310,6 +319,9 @@ class SelectCoordinates(Reduction):
         order = self.order[self.index(layer)]
         laid = F.pad(fresh, (self.kept_dim, 0))[:, order]
         return torch.where(order < self.kept_dim, prompts, laid)
+
+    def coordinates(self, layer: int, vectors: Float[Tensor, "p d"]) -> Float[Tensor, "p r"]:
+        return vectors[:, self.order[self.index(layer)] >= self.kept_dim]
 
 
 class LinearProjection(Reduction):

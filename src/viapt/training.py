@@ -28,6 +28,7 @@ from viapt.errors import ConfigError, TrainingError
 from viapt.evaluation import Evaluation, LabelledImages, check_dataset, evaluate, load, negative_log_likelihood, outputs
 from viapt.history import Epoch, History, best_epoch, write_history
 from viapt.inference import check_images, check_labels
+from viapt.initialisation import begin
 from viapt.interruption import Interruption
 from viapt.model import PromptedClassifier
 from viapt.optimization import Optimization
@@ -81,6 +82,8 @@ def fit(
     images in each step, so the same weights, but for rounding, as one process. Their number may change when a training
     is resumed. The main process alone writes to `out` and shows progress; each returns the same history, and ends with
     the same weights. What fails in one is raised in all.
+
+    A method may start from the first images of `train` (`viapt.initialisation`), which then are read once more.
 
     At the end `viapt.calibrate_rounds` measures how far rounds differ: on validation images, if there are any.
 
@@ -253,14 +256,8 @@ class Training:
         """Validate, write down, start anew."""
         standing, val_loss, val_accuracy = self.standing, None, None
         if self.val is not None:
-            probabilities, labels, _ = outputs(
-                self.model,
-                self.val,
-                batch_size=self.recipe.batch_size,
-                workers=self.workers,
-                progress=lambda _: self.breathe(),
-                shared=True,
-            )
+            options: dict[str, Any] = {"batch_size": self.recipe.batch_size, "workers": self.workers, "shared": True}
+            probabilities, labels, _ = outputs(self.model, self.val, progress=lambda _: self.breathe(), **options)
             val_loss = negative_log_likelihood(probabilities, labels)
             val_accuracy = float((probabilities.argmax(1) == labels).double().mean())
             self.accelerator.log({"val/loss": val_loss, "val/accuracy": val_accuracy}, standing.step)
@@ -343,6 +340,8 @@ class Training:
         check_everywhere(identity)
         with agree():
             found = self.stored() if is_main() else None
+            if found is None and is_main():
+                begin(self.model, self.train, self.recipe)
         (resuming,) = maximum(found is not None)
         if resuming or process_count() > 1:
             checkpoint = shared(found or self.checkpoint())

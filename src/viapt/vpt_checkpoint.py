@@ -9,36 +9,27 @@ That code writes two kinds of files. For p prompts of h numbers, N blocks of wid
 
 Deep prompts are those of blocks 2 to N there, and those of all blocks here. There prompts stand before the patches,
 here behind them: the same to attention. The backbone that a checkpoint may hold as well is not read: name the same one.
-
-Pickles are opened by `torch.load(weights_only=True)` alone, which makes tensors and NumPy arrays, and calls nothing
-else.
+How files are opened is told in `viapt.foreign_checkpoint`.
 """
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from viapt.adapter_files import read_config, read_tensors
-from viapt.checkpoint import replace_file
 from viapt.create import create_model
-from viapt.errors import ArtifactError, ConfigError
+from viapt.errors import ArtifactError
+from viapt.foreign_checkpoint import as_tensor, check_suffix, classes_of, fill, read_state, refuse, write_state
 from viapt.hub import adapter_folder
 from viapt.model import PromptedClassifier
-from viapt.tensorfile import read_tensor_file
 
-LIMIT = 8 * 2**30  # bytes; a ViT-H with its optimizer takes 5
 NAMES = {  # by the end of a name there
     "shallow_prompt": "shallow",
     "prompt_embeddings": "shallow",
@@ -50,15 +41,6 @@ NAMES = {  # by the end of a name there
     "head.last_layer.bias": "head.bias",
 }
 PREFIXES = "", "enc.", "enc.transformer.", "transformer.", "module.", "module.enc.", "module.enc.transformer."
-RECONSTRUCT = np.zeros(0).__reduce__()[0]  # type: ignore[index]  # what pickles of arrays call
-ARRAYS: list[Any] = [
-    np.ndarray,
-    np.dtype,
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
-    (RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
-    (RECONSTRUCT, "numpy.core.multiarray._reconstruct"),  # before NumPy 2
-]
 
 
 @dataclass(frozen=True)
@@ -84,14 +66,8 @@ def read_vpt(path: Path) -> VPTPrompts:
     Raises:
         ArtifactError: no such file, one that holds more than arrays, is damaged, or holds no prompts of VPT.
     """
-    found = read_tensor_file(path, ArtifactError) if path.suffix == ".safetensors" else read_pickle(path)
-    for key in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict):
-        refuse(path, f"holds a {type(found).__name__}", expected="names and arrays")
     parts: dict[str, Tensor] = {}
-    for name, value in found.items():
+    for name, value in read_state(path).items():
         if (part := part_called(name)) is None:
             check_no_other_prompts(path, name)
             continue
@@ -117,21 +93,6 @@ def check_no_other_prompts(path: Path, name: Any) -> None:
     """
     if isinstance(name, str) and ("prompt" in name or ".head.projection." in f".{name}"):
         refuse(path, f"holds {name}", expected="prompts that are prepended, and a head of one linear layer")
-
-
-def as_tensor(path: Path, name: str, value: Any) -> Tensor:
-    """A tensor or an array as float32.
-
-    Raises:
-        ArtifactError: it is neither, or not finite.
-    """
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        value = torch.from_numpy(np.ascontiguousarray(value, np.float32))
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        refuse(path, f"holds {name}, a {type(value).__name__}", expected="an array of floating-point numbers")
-    if not bool(value.isfinite().all()):
-        refuse(path, f"holds values of {name} that are not finite")
-    return value.detach().float()
 
 
 def assembled(path: Path, parts: dict[str, Tensor]) -> VPTPrompts:
@@ -161,37 +122,6 @@ def assembled(path: Path, parts: dict[str, Tensor]) -> VPTPrompts:
     return VPTPrompts(shallow[0], deep, pairs.get("projection"), pairs.get("head"))
 
 
-def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, if it is made of tensors, arrays and plain containers.
-
-    Raises:
-        ArtifactError: anything else.
-    """
-    if not path.is_file():
-        raise ArtifactError(f"There is no file {path}", expected="a checkpoint of VPT")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-    except (OSError, zipfile.BadZipFile) as error:
-        refuse(
-            path, f"is no archive of torch.save ({error})", expected="a file of PyTorch 1.6 or later, or .safetensors"
-        )
-    if size > LIMIT:
-        refuse(path, f"unpacks to {size} bytes", expected=f"at most {LIMIT}")
-    with safe_globals(ARRAYS):
-        try:
-            foreign = get_unsafe_globals_in_checkpoint(path)
-            if not foreign:
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever the parser says of damaged files
-            refuse(path, f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
-    raise ArtifactError(
-        f"{path} is a pickle that calls {', '.join(sorted(foreign)[:5])}, and is not opened",
-        expected="tensors and arrays alone, which cannot do harm",
-        remedy="where you trust it, save its prompts and head alone, as .safetensors",
-    )
-
-
 def from_vpt(
     path: str | Path,
     backbone: str | nn.Module,
@@ -207,8 +137,11 @@ def from_vpt(
 
     Args:
         path: see `read_vpt`.
-        backbone, weights, precision, image_size: as for `create_model`: the backbone that the prompts were trained on,
-            which the file does not name.
+        backbone: the one that the prompts were trained on, which the file does not name. This and the next three are
+            those of `create_model`.
+        weights: a safetensors file for it.
+        precision: of it.
+        image_size: in pixels.
         classes: their names; by default numbers. Needed where the file has no head.
 
     Raises:
@@ -218,42 +151,27 @@ def from_vpt(
     """
     path = Path(path)
     found = read_vpt(path)
-    if classes is None and found.head is None:
-        raise ConfigError(
-            f"{path} has no head, and no classes are given", expected="their names, or how many there are"
-        )
-    wanted = found.head[0].shape[0] if classes is None and found.head else classes
     options: dict[str, Any] = {"num_prompts": found.shallow.shape[0]}
     if found.projection is not None:
         options["projected_dim"] = found.shallow.shape[1]
     model = create_model(
         backbone,
         "vpt-shallow" if found.deep is None else "vpt-deep",
-        classes=wanted if wanted is not None else (),
+        classes=classes_of(path, classes, found.head),
         weights=weights,
         precision=precision,
         image_size=image_size,
         **options,
     )
-    if found.head is not None and len(model.classes) != found.head[0].shape[0]:
-        raise ConfigError(f"{len(model.classes)} classes", expected=f"{found.head[0].shape[0]}, as the head of {path}")
     prompts = found.shallow if found.deep is None else torch.cat([found.shallow[None], found.deep])
     learned = {"method.prompts": prompts}
     for name, pair in (("method.projection", found.projection), ("head", found.head)):
         if pair is not None:
             learned |= {f"{name}.weight": pair[0], f"{name}.bias": pair[1]}
-    for name, tensor in learned.items():
-        own = model.learnable()[name]
-        if own.shape != tensor.shape:
-            refuse(
-                path,
-                f"gives {name} of shape {tuple(tensor.shape)}",
-                expected=f"{tuple(own.shape)}, as {model.backbone.name or 'the backbone'} needs",
-                remedy="name the backbone that the prompts were trained on"
-                + ("; or they were projected, and this file lacks the projection" if "prompts" in name else ""),
-            )
-        with torch.no_grad():
-            own.copy_(tensor)
+    remedy = "name the backbone that the prompts were trained on"
+    if found.projection is None:
+        remedy += "; or they were projected, and this file lacks the projection"
+    fill(path, model, learned, remedy)
     return model, found.head is not None
 
 
@@ -269,14 +187,15 @@ def to_vpt(adapter: str | Path, path: str | Path) -> Path:
         ConfigError: another suffix.
     """
     path, folder = Path(path), adapter_folder(adapter)
-    if path.suffix not in (".safetensors", ".pth"):
-        raise ConfigError(f"The file is to be {path}", expected="one that ends in .safetensors or .pth")
+    check_suffix(path, (".pth",))
     config = read_config(folder)
     if config["method"] not in ("vpt-shallow", "vpt-deep") or config["method_arguments"].get("shared"):
         raise ArtifactError(
             f"{folder} holds a {config['method']} adapter", expected="vpt-shallow, or vpt-deep that is not shared"
         )
     tensors = {name: tensor.float() for name, tensor in read_tensors(folder, config).items()}
+    if "method.prompts" not in tensors or any(name.startswith("method.projection.parts.") for name in tensors):
+        refuse(folder, "holds prompts of several widths", expected="those of a backbone without stages")
     prompts = tensors["method.prompts"]
     state = {"enc.transformer.prompt_embeddings": prompts[None] if prompts.ndim == 2 else prompts[:1]}
     if prompts.ndim == 3:
@@ -286,20 +205,4 @@ def to_vpt(adapter: str | Path, path: str | Path) -> Path:
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in tensors:
                 state[f"{theirs}.{kind}"] = tensors[f"{ours}.{kind}"]
-    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    stream = io.BytesIO()
-    if path.suffix == ".safetensors":
-        stream.write(safetensors.torch.save(state, metadata={"format": "pt"}))
-    else:
-        torch.save({"model": state}, stream)
-    replace_file(path, stream.getvalue())
-    return path
-
-
-def refuse(path: Path, problem: str, expected: str = "", remedy: str = "") -> NoReturn:
-    """Refuse a file.
-
-    Raises:
-        ArtifactError: always.
-    """
-    raise ArtifactError(f"{path} {problem}", expected=expected, remedy=remedy)
+    return write_state(path, state, "model")

@@ -17,6 +17,7 @@ from viapt.backbones.huggingface_files import PREFIX, load_transformers
 from viapt.backbones.timm_base import SUPPORTED, TimmBackbone, check_supported
 from viapt.backbones.timm_beit import TimmBeit
 from viapt.backbones.timm_rope import TimmRope
+from viapt.backbones.timm_swin import TimmSwin
 from viapt.backbones.timm_vit import TimmViT
 from viapt.backbones.timm_weights import (
     architectures,
@@ -32,7 +33,7 @@ from viapt.errors import BackboneError, did_you_mean
 PACKAGED = "packaged:vits14"
 PACKAGED_SIZE = (98, 98)
 FOLDER = "local-dir:"
-TIMM: tuple[type[TimmBackbone], ...] = (TimmViT, TimmRope, TimmBeit)
+TIMM: tuple[type[TimmBackbone], ...] = (TimmViT, TimmRope, TimmBeit, TimmSwin)
 
 
 def create_backbone(
@@ -46,7 +47,7 @@ def create_backbone(
 
     Args:
         spec: one of
-            - the name of a timm VisionTransformer, Eva or Beit, with or without the tag of its weights;
+            - the name of a timm VisionTransformer, Eva, Beit or Swin, with or without the tag of its weights;
             - "packaged:vits14", a ViT-S/14 out of a package registry. Its own image size is 518 (1369 tokens); here it
               is 98 (49 tokens) unless another is asked for: a laptop fits a task at 98 in minutes and at 518 in days;
             - "local-dir:PATH", a folder with timm's config.json and model.safetensors;

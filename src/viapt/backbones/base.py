@@ -104,7 +104,7 @@ class Backbone(nn.Module, ABC):
         name: how to build it again, as given to `create_model`; None for a module of the user's own.
         weights: the file that its weights were read from, if the user named one.
         pretrained: False if its weights are random (drawn from a fixed seed).
-        dim: d, the embedding dimension.
+        dim: d, the embedding dimension; where blocks differ, that of the first.
         depth: N, the number of blocks.
         patch_size: (height, width) of a patch in pixels.
         preprocessing: what the weights expect of images.
@@ -134,8 +134,11 @@ class Backbone(nn.Module, ABC):
         """Images to tokens; `num_prompts` will be inserted, for backbones that must prepare their context."""
 
     @abstractmethod
-    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
-        """Tokens [prefix, patches, prompts] through block `layer` (0-based)."""
+    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch _ _"]:
+        """Tokens [prefix, patches, prompts] through block `layer` (0-based).
+
+        What leaves it are the tokens that the next block takes: behind the last one of a stage fewer, and wider.
+        """
 
     def advance(
         self,
@@ -144,7 +147,7 @@ class Backbone(nn.Module, ABC):
         prompts: Float[Tensor, "rows p dim"],
         context: Any,
         needed: Needed = "all",
-    ) -> tuple[Float[Tensor, "rows _ dim"], Float[Tensor, "rows _ dim"]]:
+    ) -> tuple[Float[Tensor, "rows _ _"], Float[Tensor, "rows _ _"]]:
         """Image tokens and prompts through block `layer`: what left it, prefix and patches first, then prompts.
 
         An adapter overrides this to leave out what is not needed. Whatever it does, what is needed is what `block`
@@ -159,7 +162,8 @@ class Backbone(nn.Module, ABC):
         """
         tokens = for_each_draw(tokens, prompts.shape[0])
         x = self.block(layer, torch.cat([tokens, prompts], dim=1), context)
-        left, prompts = x.split([tokens.shape[1], prompts.shape[1]], dim=1)
+        p = prompts.shape[1]
+        left, prompts = x.split([x.shape[1] - p, p], dim=1)
         return left, prompts
 
     @abstractmethod
@@ -220,6 +224,11 @@ class Backbone(nn.Module, ABC):
             BackboneError: if this backbone does not expose them.
         """
         raise BackboneError(f"{type(self).__name__} does not expose its attention weights")
+
+    @property
+    def widths(self) -> int | tuple[int, ...]:
+        """d, as methods are built for it; where blocks differ, d of each block, multiples of the first."""
+        return self.dim
 
     @property
     @abstractmethod

@@ -47,7 +47,7 @@ class CachedTokens(Backbone):
         k = self.prefix_tokens
         return Tokens(images[:, :k], images[:, k:], self.grid)
 
-    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch t dim"]:
+    def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch _ _"]:
         return self.inner.block(layer, tokens, context)
 
     def advance(
@@ -57,7 +57,7 @@ class CachedTokens(Backbone):
         prompts: Float[Tensor, "rows p dim"],
         context: Any,
         needed: Needed = "all",
-    ) -> tuple[Float[Tensor, "rows _ dim"], Float[Tensor, "rows _ dim"]]:
+    ) -> tuple[Float[Tensor, "rows _ _"], Float[Tensor, "rows _ _"]]:
         return self.inner.advance(layer, tokens, prompts, context, needed)
 
     def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:

@@ -12,6 +12,7 @@ from timm.data.config import resolve_data_config
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -19,13 +20,13 @@ from viapt.backbones.base import Backbone, Preprocessing
 from viapt.errors import BackboneError
 
 Resampler = Callable[[Tensor, tuple[int, int]], Tensor]
-Transformer = VisionTransformer | Eva | Beit
-KINDS: tuple[type[Transformer], ...] = (VisionTransformer, Eva, Beit)
+Transformer = VisionTransformer | Eva | Beit | SwinTransformer
+KINDS: tuple[type[Transformer], ...] = (VisionTransformer, Eva, Beit, SwinTransformer)
 POOLING = ("norm", "fc_norm", "attn_pool")  # parts behind the blocks
 CLASSIFIER = ("head.", "head_dist.")  # what the names of a classifier's weights begin with
 SUPPORTED = (
     "timm's VisionTransformer (ViT, DeiT, DeiT-3, DINOv2, CLIP, SigLIP, FlexiViT ...), "
-    "Eva (EVA-02, DINOv3, ViT-RoPE ...) or Beit"
+    "Eva (EVA-02, DINOv3, ViT-RoPE ...), Beit or SwinTransformer"
 )
 ADAPTER = "choose one of viapt.list_backbones(), or write an adapter: a subclass of viapt.backbones.base.Backbone"
 
@@ -58,7 +59,7 @@ class TimmBackbone(Backbone):
         self.vit = check_supported(vit, self.kinds)
         self.vit.reset_classifier(0)
         self.name = name
-        self.dim, self.depth = self.vit.embed_dim, len(self.vit.blocks)
+        self.dim, self.depth = self.vit.embed_dim, len(self.blocks)
         self.patch_size = patch_size_of(self.vit)
         self.fingerprint = fingerprint(self.vit)
         if image_size is not None:
@@ -98,25 +99,26 @@ def check_supported(vit: nn.Module, kinds: tuple[type[Transformer], ...] = KINDS
         raise BackboneError(f"The backbone is a {kind}", expected=SUPPORTED, remedy=ADAPTER)
     if type(vit).forward_features not in [known.forward_features for known in kinds]:
         raise BackboneError(f"{kind} has a forward_features of its own", expected=SUPPORTED, remedy=ADAPTER)
-    if not vit.global_pool:
+    checked: Any = vit
+    if not checked.global_pool:
         raise BackboneError(
             "The backbone has global_pool = '': it returns tokens instead of one feature",
             remedy="vit.reset_classifier(0, 'token'), or 'avg'",
         )
-    channels = next(layer.in_channels for layer in vit.patch_embed.modules() if isinstance(layer, nn.Conv2d))
+    channels = next(layer.in_channels for layer in checked.patch_embed.modules() if isinstance(layer, nn.Conv2d))
     if channels != 3:
         raise BackboneError(f"The backbone takes images of {channels} channels", expected="3 (RGB)")
-    return vit
+    return checked
 
 
-def patch_size_of(vit: Transformer) -> tuple[int, int]:
+def patch_size_of(vit: Any) -> tuple[int, int]:
     """Pixels (height, width) behind one token, also where a convolutional stem makes the tokens."""
     sides: Any = vit.patch_embed.feat_ratio(as_scalar=False)
     height, width = sides
     return int(height), int(width)
 
 
-def grid_of(vit: Transformer, embedded: Tensor) -> tuple[int, int]:
+def grid_of(vit: Any, embedded: Tensor) -> tuple[int, int]:
     """(h, w) of embedded patches: (batch, h, w, d) where the model takes images of any size, else (batch, n, d)."""
     height, width = embedded.shape[1:3] if embedded.ndim == 4 else vit.patch_embed.grid_size
     return int(height), int(width)
@@ -164,7 +166,7 @@ def check_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> None
             )
 
 
-def resize(vit: Transformer, image_size: tuple[int, int], resample_position: Resampler | None = None) -> None:
+def resize(vit: Any, image_size: tuple[int, int], resample_position: Resampler | None = None) -> None:
     """Change image size and position grid in place.
 
     Raises:

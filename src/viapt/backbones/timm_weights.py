@@ -23,7 +23,7 @@ from viapt.errors import BackboneError
 from viapt.tensorfile import CONVERT, PICKLES, read_tensor_file
 
 VITS = ("vision_transformer", "deit", "vision_transformer_hybrid", "vitamin")  # whose models are VisionTransformers
-MODULES = (*VITS, "eva", "beit")
+MODULES = (*VITS, "eva", "beit", "swin_transformer")
 CONFIG_LIMIT = 2**20  # bytes
 HUB_SECONDS = 10
 WITHOUT_HUB = (
@@ -172,7 +172,7 @@ def vit_from_folder(folder: Path) -> Transformer:
         raise BackboneError(f"{config} is not timm's: {error!r}", expected="JSON that names an architecture") from error
     if architecture not in architectures():
         raise BackboneError(
-            f"{config} names the architecture {architecture!r}", expected="one of timm's ViTs, Evas or Beits"
+            f"{config} names the architecture {architecture!r}", expected="one of timm's ViTs, Evas, Beits or Swins"
         )
 
     def build() -> nn.Module:
@@ -184,10 +184,15 @@ def vit_from_folder(folder: Path) -> Transformer:
     return vit_from_tensors(build, read_tensor_file(weights, BackboneError), str(weights))
 
 
-def fit_position_grid(vit: Transformer, tensors: Mapping[str, Tensor]) -> None:
+def fit_position_grid(vit: Any, tensors: Mapping[str, Tensor]) -> None:
     """Give a model the square image size whose position grid the weights have."""
     position: Any = tensors.get("pos_embed")
-    if vit.pos_embed is None or position is None or position.ndim != 3 or position.shape == vit.pos_embed.shape:
+    if (
+        getattr(vit, "pos_embed", None) is None
+        or position is None
+        or position.ndim != 3
+        or position.shape == vit.pos_embed.shape
+    ):
         return
     prefix = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
     side = math.isqrt(max(0, position.shape[1] - prefix))

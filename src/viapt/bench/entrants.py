@@ -41,7 +41,7 @@ class Entrant:
         Raises:
             ConfigError: they are impossible (m > d, lambda > p ...), or without effect.
         """
-        method = create_method(self.method, backbone.dim, backbone.depth, backbone.patch_size, **self.options)
+        method = create_method(self.method, backbone.widths, backbone.depth, backbone.patch_size, **self.options)
         check_effect(method, self.options)
         return method.config()
 

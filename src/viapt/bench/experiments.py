@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from viapt.bench.entrants import Entrant
+from viapt.methods import method_class
+from viapt.methods.base import arguments
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ def viapt(**options: Any) -> Entrant:
 
 DEFAULT = viapt()
 WITHOUT_INSTANCE = viapt(num_instance_prompts=0)
-# So small that the std is held at its lower bound, exp(-12), and gets no gradient: the mean alone.
-WITHOUT_NOISE = viapt(initial_std=1e-9)
+WITHOUT_NOISE = viapt(instance_noise=False)
+# Learns in each block p * d numbers as VPT-Deep, LoRA on the matrix of queries, keys and values rank * (d + 3 d).
+EQUAL_LORA = Entrant("lora", {"rank": arguments(method_class("vpt-deep"))["num_prompts"].default // 4})
 
 
 def corner_cases(d: int) -> Design:
@@ -99,14 +102,18 @@ def corner_cases(d: int) -> Design:
 
 
 def kept_dim(d: int) -> Design:
-    """From nothing to everything."""
+    """From nothing to everything; and W_i of d numbers, with gates or with what is kept added to it."""
     shares = {"0": 0, "1/24": 24, "1/12": 12, "1/6": 6, "1/4": 4, "1/3": 3, "1/2": 2, "1": 1}
     points = {share: viapt(kept_dim=d // part if part else 0) for share, part in shares.items()}
+    usual = points["1/12"]
     rest = tuple(points.values())
+    adaptive = viapt(kept_dim="adaptive"), viapt(kept_dim="adaptive", image_gate=True)
+    wide = (*adaptive, viapt(fresh_dim="full"))
     return Design(
         families=(
             Family("Is anything better than keeping nothing?", points["0"], rest[1:]),
             Family("Is anything better than keeping everything?", points["1"], rest[:-1]),
+            Family("Is adaptive compression, or fresh parameters of full width, better than m = d / 12?", usual, wide),
         ),
         axes=(Axis("m / d", tuple(points.items())),),
     )
@@ -125,12 +132,15 @@ def generator(_: int) -> Design:
     stds = tuple((f"{s:g}", viapt(initial_std=s) if s != 0.01 else DEFAULT) for s in (0.001, 0.01, 0.1, 1.0))
     aware, sampled = tuple(e for _, e in shares[1:]), tuple(e for _, e in stds)
     wide = tuple(e for _, e in widths if e != DEFAULT)
-    shapes = viapt(generator_depthwise=True), viapt(per_prompt=True)
+    shapes = viapt(generator_depthwise=True), viapt(per_prompt=True), viapt(spatial=True)
+    paces = viapt(instance_warmup=50), viapt(generator_lr=0.3), viapt(generator_lr=3.0)
     return Design(
         families=(
             Family("Is instance-awareness worth anything against lambda = 0?", WITHOUT_INSTANCE, aware),
             Family("Is sampling worth anything against the mean alone?", WITHOUT_NOISE, sampled),
             Family("Is another generator better than the default one?", DEFAULT, (*wide, *kernels, *shapes)),
+            Family("Is it better to let the generator learn at another pace?", DEFAULT, paces),
+            Family("Are instance prompts worth more in every block?", DEFAULT, (viapt(instance_every=True),)),
         ),
         axes=(
             Axis("lambda / p", shares),
@@ -150,18 +160,25 @@ def reduction(_: int) -> Design:
         viapt(reduction=name) for name in ("batch", "instance", "linear", "random", "select")
     )
     literal = viapt(reduction="batch", carry_scale=1.0, calibrate_carry=False)
+    scales = tuple((f"{s:g}", viapt(carry_scale=s) if s != 0.1 else DEFAULT) for s in (0.0, 0.03, 0.1, 0.3, 1.0))
+    variation, normalised = viapt(carried="variation"), viapt(carry_norm=True)
+    unscaled = viapt(carry_scale=1.0, calibrate_carry=False)
+    rest = tuple(e for _, e in scales[1:] if e != DEFAULT)
     return Design(
         families=(
             Family("Is PCA better than a random subspace?", random, (DEFAULT, uncentred, instance, batch, literal)),
             Family("Is another way to take the basis better?", DEFAULT, (early, late, never, uncentred, shared)),
             Family("Is another reduction better than the default?", DEFAULT, (batch, instance, linear, random, select)),
-        )
+            Family("Is it worth anything to carry?", scales[0][1], (DEFAULT, *rest)),
+            Family("Is another way to carry better?", DEFAULT, (variation, normalised, unscaled)),
+        ),
+        axes=(Axis("carry scale", scales),),
     )
 
 
 def structured(_: int) -> Design:
-    """Rendered geometry."""
-    others = tuple(Entrant(name) for name in ("linear", "vpt-shallow", "vpt-deep", "lora"))
+    """Rendered geometry; LoRA learns as many numbers as VPT-Deep, or the next smaller number that it can."""
+    others = (*(Entrant(name) for name in ("linear", "vpt-shallow", "vpt-deep")), EQUAL_LORA)
     return Design(families=(Family("Is another method better than ViaPT on geometry?", DEFAULT, others),))
 
 

@@ -60,8 +60,8 @@ def findings(design: Design, protocol: Protocol, records: Sequence[Record]) -> t
         found.add(sampled(protocol, records))
     if not any({entrant.name for _, entrant in axis.points} >= names for axis in design.axes):
         found.tables.append(accuracy_table(grid))
-    if design.families and not design.axes:
-        found.figures.append(heat_map(grid))
+        if design.families:
+            found.figures.append(heat_map(grid))
     found.tables.append(cost_table(costs(scores, protocol.part), by_mean(grid)))
     return found, caveats(grid, found.comparisons, None) if found.comparisons else []
 

@@ -106,8 +106,9 @@ def load_data(
         preprocessing: of the backbone.
         augmentation: of the training images, see `train_transform`.
         seed: of split and augmentation.
-        val_fraction, test_fraction: a share in [0, 1) of each class, or an integer number of images of each class;
+        val_fraction: a share in [0, 1) of each class, or an integer number of images of each class;
             0 for none, None for the default of 0.15 where the part has to be drawn.
+        test_fraction: likewise.
         split: one that was stored, to be used again instead of drawing; images that it does not know are left out.
         classes: names by index, when they are fixed already.
         on_bad_image: "error" to stop and name all images that cannot be read; "skip" to leave them out.
@@ -180,7 +181,10 @@ def load_evaluation(
         part: "train", "val" or "test" of data that come with parts, or of the stored `split`; by default "test". Data
             without parts, and without a stored split, are evaluated whole.
         split: as stored by the run that trained the model.
-        on_bad_image, cache_bytes, max_pixels, progress: see `ImageDataset`.
+        on_bad_image: this and the next three as in `ImageDataset`.
+        cache_bytes: of decoded images that are kept.
+        max_pixels: of one image.
+        progress: told of what is decoded.
 
     Raises:
         DataError: see `read_source`; bad images; labels that the model does not know; no such part.

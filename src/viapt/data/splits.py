@@ -108,7 +108,8 @@ def split_items(
     Args:
         keys: distinct names of the items, such as paths below the data's folder.
         labels: the class of each.
-        val, test: how much of each class validates and tests; the rest trains.
+        val: how much of each class validates.
+        test: how much of each class tests; the rest trains.
         seed: another seed gives another split.
 
     Raises:

@@ -13,6 +13,7 @@ import torch
 
 from viapt.errors import ConfigError, did_you_mean
 from viapt.methods.base import PromptMethod, arguments
+from viapt.widths import Widths
 
 
 def _discover() -> dict[str, type[PromptMethod]]:
@@ -43,10 +44,11 @@ def method_class(name: str) -> type[PromptMethod]:
     return METHODS[name]
 
 
-def create_method(name: str, dim: int, depth: int, patch_size: tuple[int, int], **options: Any) -> PromptMethod:
+def create_method(name: str, dim: Widths, depth: int, patch_size: tuple[int, int], **options: Any) -> PromptMethod:
     """Build a method from its name and keyword arguments (lists, as JSON has them, serve as tuples).
 
     Raises:
+        BackboneError: the method cannot serve blocks of several widths.
         ConfigError: unknown method, unknown argument, or a value of the wrong type or out of range.
     """
     return method_class(name)(dim, depth, patch_size, **check_arguments(name, options))
@@ -113,4 +115,4 @@ def without(key: str, method: PromptMethod, given: Mapping[str, Any]) -> Any:
     """What an argument is if it is left out and all others are given."""
     others = {name: value for name, value in given.items() if name != key}
     with torch.random.fork_rng(devices=[]):  # what is drawn after this stays as it is
-        return create_method(method.name, method.dim, method.depth, method.patch_size, **others).config()[key]
+        return create_method(method.name, method.built_for, method.depth, method.patch_size, **others).config()[key]

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from viapt.errors import BackboneError, ConfigError
 from viapt.methods.base import WithoutPrompts, stand_in
+from viapt.widths import Widths
 
 
 class AdaptFormer(WithoutPrompts):
@@ -32,7 +33,7 @@ class AdaptFormer(WithoutPrompts):
     inside = True
 
     def __init__(
-        self, dim: int, depth: int, patch_size: tuple[int, int], *, width: int = 64, scale: float = 0.1
+        self, dim: Widths, depth: int, patch_size: tuple[int, int], *, width: int = 64, scale: float = 0.1
     ) -> None:
         super().__init__(dim, depth, patch_size)
         self.width, self.scale = width, scale
@@ -40,7 +41,7 @@ class AdaptFormer(WithoutPrompts):
             raise ConfigError(
                 f"width = {width}, scale = {scale} is not possible", expected="a width of at least 1, a scale not 0"
             )
-        self.branches = nn.ModuleList(Branch(dim, width, scale) for _ in range(depth))
+        self.branches = nn.ModuleList(Branch(dim, width, scale) for dim in self.widths)
 
     def enter(self, backbone: Any) -> None:
         for block, branch in zip(backbone.blocks, self.branches, strict=True):

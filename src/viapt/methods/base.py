@@ -7,9 +7,13 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from viapt.errors import BackboneError
+from viapt.widths import Stage, Widths, stages_of, width_of_each
+
+InitialPrompts = Literal["uniform", "tokens"]
 
 
 class PromptMethod(nn.Module, ABC):
@@ -24,7 +28,15 @@ class PromptMethod(nn.Module, ABC):
     A subclass sets `name`, takes `(dim, depth, patch_size, *, ...)`, and keeps each keyword argument in an attribute of
     the same name.
 
+    Args:
+        dim: d, the width of the backbone's blocks; where they differ, d of each block, multiples of the first.
+        depth: N, how many blocks there are.
+        patch_size: (height, width) in pixels.
+
     Attributes:
+        dim: of the first block.
+        widths: of each block.
+        staged: whether it can serve blocks of several widths: its parts are then as wide as the stage they serve.
         num_prompts: p, prompt tokens in the sequence.
         num_instance_prompts: lambda, how many of them are made from the image, 0 <= lambda <= p.
         carries: whether `carry` reads the prompts that left the block before; if not, nobody computes them, and it is
@@ -32,7 +44,9 @@ class PromptMethod(nn.Module, ABC):
         batch_dependent: whether an image's answer depends on the other images of its batch.
         exact_gradient: whether the gradient is the derivative of the answer, or is stopped somewhere on purpose.
         learning_rate: of AdamW, where the user names none; chosen on validation data (docs/log.md).
-        inside: whether it works inside the backbone.
+        inside: whether it works inside the backbone, or between its blocks.
+        initial_prompts: "tokens", if `begin` wants to be called before a training.
+        calibration_steps: training batches from which it estimates something.
         same_for_ever: what of an image is the same whatever is learned, so that it can be computed once: its
             "features", its "tokens" after the embedding, or "nothing".
     """
@@ -45,11 +59,31 @@ class PromptMethod(nn.Module, ABC):
     batch_dependent: bool = False
     exact_gradient: bool = True
     inside: ClassVar[bool] = False
+    initial_prompts: InitialPrompts = "uniform"
+    calibration_steps: int = 0
+    staged: ClassVar[bool] = False
     same_for_ever: ClassVar[Literal["features", "tokens", "nothing"]] = "tokens"
 
-    def __init__(self, dim: int, depth: int, patch_size: tuple[int, int]) -> None:
+    def __init__(self, dim: Widths, depth: int, patch_size: tuple[int, int]) -> None:
         super().__init__()
-        self.dim, self.depth, self.patch_size = dim, depth, patch_size
+        self.widths = width_of_each(dim, depth)
+        self.dim, self.depth, self.patch_size = self.widths[0], depth, patch_size
+        if len(self.stages) > 1 and not self.staged:
+            name, widths = getattr(self, "name", type(self).__name__), list(dict.fromkeys(self.widths))
+            raise BackboneError(
+                f"{name} serves blocks of one width, and these have {widths}",
+                expected="a backbone without stages, or a method that is staged, for instance viapt or vpt-deep",
+            )
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Blocks of one width each."""
+        return stages_of(self.widths)
+
+    @property
+    def built_for(self) -> Widths:
+        """What the constructor was given as `dim`."""
+        return self.dim if len(self.stages) == 1 else self.widths
 
     @property
     def sampled_prompts(self) -> int:
@@ -80,6 +114,13 @@ class PromptMethod(nn.Module, ABC):
     def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
         """The prompts that enter block `layer` >= 1, given what left block `layer - 1`."""
 
+    def begin(self, tokens: Float[Tensor, "depth p dim"]) -> None:
+        """Start from data: called before the first step of a training, if `initial_prompts` is "tokens".
+
+        Args:
+            tokens: p for each block, drawn from those that enter it without prompts, as large as prompts start.
+        """
+
     def enter(self, backbone: Any) -> None:
         """Work inside a backbone from now on; called once, before anything is computed, if `inside`.
 
@@ -99,6 +140,13 @@ class PromptMethod(nn.Module, ABC):
             stage: -1 for the embedding, the number of a block, or `depth` for what follows the blocks.
         """
         return {}
+
+    def leaving(self, layer: int, tokens: Float[Tensor, "rows t width"]) -> Float[Tensor, "rows t width"]:
+        """What becomes of an image's tokens (no prompts) that left block `layer`: here they stay as they are.
+
+        Behind the last block there may be fewer: those that are pooled. Who changes them is `inside`.
+        """
+        return tokens
 
     def penalty(self, patches: Float[Tensor, "batch n dim"], grid: tuple[int, int]) -> Float[Tensor, ""] | None:
         """A term that training adds to the loss, or None."""
@@ -129,6 +177,7 @@ class WithoutPrompts(PromptMethod):
     """A method that puts no tokens in."""
 
     carries = False
+    staged = True
 
     def start(
         self,
@@ -138,8 +187,9 @@ class WithoutPrompts(PromptMethod):
     ) -> Float[Tensor, "rows p dim"]:
         return patches.new_zeros(rows_of(patches, noise), 0, self.dim)
 
-    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
-        return prompts
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p width"]:
+        width = self.widths[layer]
+        return prompts if prompts.shape[-1] == width else prompts.new_zeros(prompts.shape[0], 0, width)
 
 
 class StandIn(nn.Module):
@@ -193,8 +243,3 @@ def init_bound(dim: int, patch_size: tuple[int, int]) -> float:
     Sqrt(6 / (3 * patch_height * patch_width + dim)); 0.0625 for ViT-B/16.
     """
     return math.sqrt(6 / (3 * patch_size[0] * patch_size[1] + dim))
-
-
-def prompt_parameter(*shape: int, bound: float) -> nn.Parameter:
-    """A learnable tensor, uniform in [-bound, bound]."""
-    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))

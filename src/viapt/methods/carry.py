@@ -22,7 +22,7 @@ class CarryScale(nn.Module):
     averaged over the first training steps, then frozen. Batches of one image deviate from nothing and do not count.
 
     Args:
-        depth: N.
+        depth: the number of the last block, N or the end of a stage.
         scale: a number, in `unit`s or as it is.
         learn: learn a factor for each block that starts from `scale`.
         measure: measure s_i; of normalised prompts, if they are.
@@ -30,6 +30,7 @@ class CarryScale(nn.Module):
         steps: training steps that measure.
         mean_of: (p, d): subtract the mean of each prompt slot, measured in the same steps; None: subtract nothing.
         normalise: bring each token to root mean square `unit` first (no parameters).
+        first: the first block that it serves (0-based).
     """
 
     gain: Tensor
@@ -47,22 +48,23 @@ class CarryScale(nn.Module):
         steps: int,
         mean_of: tuple[int, int] | None = None,
         normalise: bool = False,
+        first: int = 1,
     ) -> None:
         super().__init__()
         self.unit, self.steps, self.calibrated, self.normalise = unit, steps, measure, normalise
-        self.varying = mean_of is not None
-        scales = torch.full((depth - 1,), float(scale))
+        self.varying, self.first, blocks = mean_of is not None, first, depth - first
+        scales = torch.full((blocks,), float(scale))
         if learn:
             self.scales = nn.Parameter(scales)
         else:
             self.register_buffer("scales", scales, persistent=False)
         self.measuring = measure or self.varying
         if measure:
-            self.register_buffer("gain", torch.ones(depth - 1))
+            self.register_buffer("gain", torch.ones(blocks))
         if mean_of is not None:
-            self.register_buffer("mean", torch.zeros(depth - 1, *mean_of))
+            self.register_buffer("mean", torch.zeros(blocks, *mean_of))
         if self.measuring:
-            self.register_buffer("seen", torch.zeros(depth - 1, dtype=torch.long))
+            self.register_buffer("seen", torch.zeros(blocks, dtype=torch.long))
             self.register_load_state_dict_post_hook(CarryScale.loaded)
 
     def loaded(self, _: object) -> None:
@@ -70,13 +72,14 @@ class CarryScale(nn.Module):
         self.measuring = bool((self.seen < self.steps).any())
 
     def forward(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
-        """s_i times the prompts; `layer` = i - 1 >= 1."""
+        """s_i times the prompts; `layer` = i - 1 >= `first`."""
+        index = layer - self.first
         if self.training and self.measuring:
-            self.measure(layer - 1, whole(prompts.detach()))
-        prompts = self.remaining(layer - 1, prompts)
-        scale = self.scales[layer - 1]
+            self.measure(index, whole(prompts.detach()))
+        prompts = self.remaining(index, prompts)
+        scale = self.scales[index]
         if self.calibrated:
-            scale = scale * self.gain[layer - 1]
+            scale = scale * self.gain[index]
         return scale * prompts
 
     def remaining(self, index: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from viapt.errors import BackboneError, ConfigError
-from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of, stand_in
+from viapt.methods.base import PromptMethod, init_bound, rows_of, stand_in
+from viapt.widths import Widths, prompt_parameter
 
 
 class E2VPT(PromptMethod):
@@ -40,7 +41,7 @@ class E2VPT(PromptMethod):
 
     def __init__(
         self,
-        dim: int,
+        dim: Widths,
         depth: int,
         patch_size: tuple[int, int],
         *,
@@ -50,6 +51,7 @@ class E2VPT(PromptMethod):
         segments: int = 8,
     ) -> None:
         super().__init__(dim, depth, patch_size)
+        dim = self.dim
         self.num_prompts, self.key_value_prompts = num_prompts, key_value_prompts
         self.shared_key_value, self.segments = shared_key_value, segments
         if num_prompts < 1 or key_value_prompts < 1:

@@ -23,16 +23,16 @@ class FineTuning(WithoutPrompts):
         """Whether the backbone's parameter of this name, used in this stage (see `weights`), is learned."""
 
     def enter(self, backbone: Any) -> None:
-        stages = {name: backbone.stage_of(name) for name, _ in backbone.named_parameters()}
-        self.stages = {name: stage for name, stage in stages.items() if self.learns(name, stage)}
-        copies = {key(name): copy_of(backbone.get_parameter(name)) for name in self.stages}
+        used = {name: backbone.stage_of(name) for name, _ in backbone.named_parameters()}
+        self.used_in = {name: stage for name, stage in used.items() if self.learns(name, stage)}
+        copies = {key(name): copy_of(backbone.get_parameter(name)) for name in self.used_in}
         self.own = nn.ParameterDict(copies)
 
     def replaced(self) -> set[str]:
-        return set(self.stages)
+        return set(self.used_in)
 
     def weights(self, stage: int) -> dict[str, Tensor]:
-        return {name: self.own[key(name)] for name, used in self.stages.items() if used == stage}
+        return {name: self.own[key(name)] for name, used in self.used_in.items() if used == stage}
 
 
 def copy_of(parameter: Tensor) -> nn.Parameter:

@@ -124,6 +124,11 @@ class WarmUp(nn.Module):
         if steps:
             self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
+    def restart(self) -> None:
+        """As if no step had been taken."""
+        if self.steps:
+            self.seen.zero_()
+
     def forward(self, prompts: Float[Tensor, "rows lambda_ dim"]) -> Float[Tensor, "rows lambda_ dim"]:
         """Some share of the prompts; in training a larger one each time."""
         if not self.steps:

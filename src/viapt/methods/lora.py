@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from viapt.errors import BackboneError, ConfigError
 from viapt.methods.base import StandIn, WithoutPrompts
+from viapt.widths import Widths
 
 TARGETS = {"qkv": ["qkv"], "attention": ["qkv", "proj"], "all": ["qkv", "proj", "mlp"]}
 LAYERS: dict[str, list[set[str]]] = {  # what libraries call them; one way in each block
@@ -37,7 +38,7 @@ class LoRA(WithoutPrompts):
 
     def __init__(
         self,
-        dim: int,
+        dim: Widths,
         depth: int,
         patch_size: tuple[int, int],
         *,

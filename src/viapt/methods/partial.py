@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from viapt.errors import ConfigError
 from viapt.methods.fine_tuning import FineTuning
+from viapt.widths import Widths
 
 
 class Partial(FineTuning):
@@ -17,7 +18,7 @@ class Partial(FineTuning):
 
     name = "partial"
 
-    def __init__(self, dim: int, depth: int, patch_size: tuple[int, int], *, blocks: int = 1) -> None:
+    def __init__(self, dim: Widths, depth: int, patch_size: tuple[int, int], *, blocks: int = 1) -> None:
         super().__init__(dim, depth, patch_size)
         self.blocks = blocks
         if not 1 <= blocks <= depth:

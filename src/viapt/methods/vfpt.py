@@ -7,10 +7,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from viapt.errors import ConfigError
-from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of
+from viapt.methods.base import PromptMethod, init_bound, rows_of
+from viapt.widths import Stage, Widths, at, by_stage, stage_prompts
 
 
 class VFPT(PromptMethod):
@@ -33,14 +34,11 @@ class VFPT(PromptMethod):
     name = "vfpt"
     learning_rate = 5e-3  # not yet chosen on validation data
     carries = False
-    cos_hidden: Tensor
-    sin_hidden: Tensor
-    cos_sequence: Tensor
-    sin_sequence: Tensor
+    staged = True
 
     def __init__(
         self,
-        dim: int,
+        dim: Widths,
         depth: int,
         patch_size: tuple[int, int],
         *,
@@ -53,11 +51,12 @@ class VFPT(PromptMethod):
         if not 0 <= fourier_share <= 1:
             raise ConfigError(f"fourier_share = {fourier_share} is not possible", expected="0 to 1")
         self.transformed = math.floor(fourier_share * num_prompts)
-        self.prompts = prompt_parameter(depth, num_prompts, dim, bound=init_bound(dim, patch_size))
-        for axis, size in (("hidden", dim), ("sequence", self.transformed)):
-            along = fourier_axes in ("both", axis)
-            for kind, table in zip(("cos", "sin"), fourier(size) if along else identity(size), strict=True):
-                self.register_buffer(f"{kind}_{axis}", table, persistent=False)
+        self.prompts = stage_prompts(self.stages, num_prompts, bound=init_bound(self.dim, patch_size))
+        self.transform = by_stage(self.stages, self.build_transform)
+
+    def build_transform(self, stage: Stage) -> RealFourier:
+        """For prompts of a stage."""
+        return RealFourier(self.transformed, stage.dim, self.fourier_axes)
 
     def without_effect(self) -> dict[str, str]:
         return {} if self.transformed else {"fourier_axes": "no prompt is transformed"}
@@ -70,16 +69,33 @@ class VFPT(PromptMethod):
     ) -> Float[Tensor, "rows p dim"]:
         return self.entering(0).expand(rows_of(patches, noise), -1, -1)
 
-    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p _"]) -> Float[Tensor, "rows p dim"]:
         return self.entering(layer).expand(prompts.shape[0], -1, -1)
 
     def entering(self, layer: int) -> Float[Tensor, "p dim"]:
         """The prompts of a block."""
         prompts, f = self.prompts[layer], self.transformed
-        if not f:
-            return prompts
-        real = self.cos_sequence @ prompts[:f] @ self.cos_hidden - self.sin_sequence @ prompts[:f] @ self.sin_hidden
-        return torch.cat([real, prompts[f:]])
+        return torch.cat([at(self.transform, layer)(prompts[:f]), prompts[f:]]) if f else prompts
+
+
+class RealFourier(nn.Module):
+    """Re F_s(F_h(P)) of f prompts of d numbers, along both axes or one."""
+
+    cos_hidden: Tensor
+    sin_hidden: Tensor
+    cos_sequence: Tensor
+    sin_sequence: Tensor
+
+    def __init__(self, f: int, dim: int, axes: str) -> None:
+        super().__init__()
+        for axis, size in (("hidden", dim), ("sequence", f)):
+            along = axes in ("both", axis)
+            for kind, table in zip(("cos", "sin"), fourier(size) if along else identity(size), strict=True):
+                self.register_buffer(f"{kind}_{axis}", table, persistent=False)
+
+    def forward(self, prompts: Float[Tensor, "f dim"]) -> Float[Tensor, "f dim"]:
+        """The same as two products of matrices."""
+        return self.cos_sequence @ prompts @ self.cos_hidden - self.sin_sequence @ prompts @ self.sin_hidden
 
 
 def fourier(size: int) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:

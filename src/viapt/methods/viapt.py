@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from viapt.gated_reduction import GatedPCA
-from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of
+from viapt.methods.base import InitialPrompts, PromptMethod, init_bound, rows_of
 from viapt.methods.carry import CarryScale
 from viapt.methods.instance_generator import InstanceGenerator, WarmUp
 from viapt.methods.viapt_arguments import check, without_effect
 from viapt.reduction import REDUCTIONS, Reduction
+from viapt.widths import Stage, Widths, at, by_stage, prompt_parameter, stage_prompts
 
 ReductionName = Literal["running", "batch", "instance", "linear", "random", "select"]
 
@@ -46,6 +47,7 @@ class ViaPT(PromptMethod):
         num_prompts: p >= 1.
         num_instance_prompts: lambda, 0 <= lambda <= p.
         kept_dim: m, 0 <= m <= d; None: d / 12; "adaptive": gates on `max_kept_dim` axes, see `GatedPCA` (`running`).
+            Where blocks are wider than the first, theirs is larger in proportion, and so is `max_kept_dim`.
         explained: share of the variance that the axes kept in a layer explain, in (0, 1] (`adaptive`).
         max_kept_dim: axes with a gate, 1 to d - 1; None: d / 6 (`adaptive`).
         image_gate: let gates also depend on the image (`adaptive`).
@@ -75,13 +77,16 @@ class ViaPT(PromptMethod):
         instance_every: add t_i * P_ins to what enters blocks 2..N, with a learned t_i, 1 at first.
         instance_warmup: training steps in which P_ins grows from 0 to its size.
         generator_lr: factor on the learning rate of the generator, > 0.
+        initial_prompts: W_i and P_data start "uniform", as VPT's prompts do, or as "tokens" of training images that
+            enter the block without prompts (as in SPT, arXiv 2402.02382), in subspaces that are estimated before.
     """
 
     name = "viapt"
+    staged = True
 
     def __init__(
         self,
-        dim: int,
+        dim: Widths,
         depth: int,
         patch_size: tuple[int, int],
         *,
@@ -114,8 +119,10 @@ class ViaPT(PromptMethod):
         instance_every: bool = False,
         instance_warmup: int = 0,
         generator_lr: float = 1.0,
+        initial_prompts: InitialPrompts = "uniform",
     ) -> None:
         super().__init__(dim, depth, patch_size)
+        dim = self.dim
         self.num_prompts, self.num_instance_prompts = num_prompts, num_instance_prompts
         self.kept_dim = dim // 12 if kept_dim is None else kept_dim
         self.explained, self.image_gate = explained, image_gate
@@ -131,19 +138,21 @@ class ViaPT(PromptMethod):
         self.generator_depthwise, self.per_prompt, self.initial_std = generator_depthwise, per_prompt, initial_std
         self.kl_weight, self.spatial, self.instance_noise = kl_weight, spatial, instance_noise
         self.instance_every, self.instance_warmup, self.generator_lr = instance_every, instance_warmup, generator_lr
+        self.initial_prompts = initial_prompts
         check(self)
         if self.kept_dim == 0:  # nothing of Z_0 would be kept, so nothing is made, and W_i is all that there is
             self.num_instance_prompts, self.fresh_rows = 0, num_prompts
 
         bound = init_bound(dim, patch_size)
-        self.kept = self.build_reduction()
-        keeps = self.kept.kept_dim > 0
+        self.kept = by_stage(self.stages, self.build_reduction)
+        subspaces: list[Reduction] = [at(self.kept, stage.first) for stage in self.stages]
+        keeps = self.kept_dim != 0
         self.carries = keeps and (carry_scale != 0 or learn_carry_scale)
-        self.batch_dependent = self.kept.batch_dependent and keeps
-        self.exact_gradient = self.kept.exact_gradient or not keeps
-        width = dim if self.wide else self.kept.fresh_dim
-        if width > 0:
-            self.fresh = prompt_parameter(depth, self.fresh_rows, width, bound=bound)
+        self.batch_dependent = subspaces[0].batch_dependent and keeps
+        self.exact_gradient = subspaces[0].exact_gradient or not keeps
+        widths = [subspace.dim if self.wide else subspace.fresh_dim for subspace in subspaces]
+        if widths[0] > 0:
+            self.fresh = stage_prompts(self.stages, self.fresh_rows, bound=bound, widths=widths)
         else:
             self.register_buffer("fresh", torch.empty(depth, self.fresh_rows, 0), persistent=False)
         if keeps and not self.wide and num_instance_prompts < num_prompts:
@@ -163,31 +172,40 @@ class ViaPT(PromptMethod):
             if instance_every:
                 self.instance_scale = nn.Parameter(torch.ones(depth - 1))
         self.instance: Tensor | None = None  # of this pass
-        self.scale = CarryScale(
-            depth,
-            carry_scale,
-            learn=learn_carry_scale and keeps,
-            measure=calibrate_carry and self.carries,
-            unit=bound / math.sqrt(3),
-            steps=calibration_steps,
-            mean_of=(num_prompts, dim) if carried == "variation" and self.carries else None,
-            normalise=carry_norm,
+        self.scale = by_stage(self.stages, self.build_scale)
+
+    def build_scale(self, stage: Stage) -> CarryScale:
+        """s_i, for the blocks of a stage; nothing is carried into the first block."""
+        return CarryScale(
+            stage.end,
+            self.carry_scale,
+            learn=self.learn_carry_scale and self.kept_dim != 0,
+            measure=self.calibrate_carry and self.carries,
+            unit=init_bound(self.dim, self.patch_size) / math.sqrt(3),
+            steps=self.calibration_steps,
+            mean_of=(self.num_prompts, stage.dim) if self.carried == "variation" and self.carries else None,
+            normalise=self.carry_norm,
+            first=max(1, stage.first),
         )
 
-    def build_reduction(self) -> Reduction:
-        """PCA_m; where W_1 has d numbers a prompt, Z_0 is added to it and nothing of Z_0 is left out."""
+    def build_reduction(self, stage: Stage) -> Reduction:
+        """PCA_m, for the blocks of a stage, m in proportion to their width.
+
+        Where W_1 has d numbers a prompt, Z_0 is added to it and nothing of Z_0 is left out.
+        """
         options: dict[str, Any] = {
             "shared": self.shared_basis,
             "seed": self.basis_seed,
             "steps": self.calibration_steps,
             "center": self.center_basis,
-            "first": 1 if self.wide else 0,
+            "first": max(stage.first, 1 if self.wide else 0),
         }
+        growth = stage.dim // self.dim
         if isinstance(self.kept_dim, int):
-            return REDUCTIONS[self.reduction](self.dim, self.kept_dim, self.depth, **options)
+            return REDUCTIONS[self.reduction](stage.dim, growth * self.kept_dim, stage.end, **options)
         assert self.max_kept_dim is not None
         gates = {"explained": self.explained, "image_gate": self.image_gate}
-        return GatedPCA(self.dim, self.max_kept_dim, self.depth, **options, **gates)
+        return GatedPCA(stage.dim, growth * self.max_kept_dim, stage.end, **options, **gates)
 
     @property
     def sampled_prompts(self) -> int:
@@ -195,6 +213,16 @@ class ViaPT(PromptMethod):
 
     def learning_rates(self) -> dict[str, float]:
         return {name: self.generator_lr for name, _ in self.named_parameters() if name.startswith("generator.")}
+
+    @torch.no_grad()
+    def begin(self, tokens: Float[Tensor, "depth p dim"]) -> None:
+        first = self.num_prompts - self.fresh_rows
+        for layer, token in enumerate(tokens[:, first:]):
+            self.fresh[layer].copy_(token if self.wide else at(self.kept, layer).coordinates(layer, token))
+        if hasattr(self, "dataset_prompts"):
+            self.dataset_prompts.copy_(tokens[0, self.num_instance_prompts :])
+        if self.num_instance_prompts:
+            self.warmup.restart()
 
     def start(
         self,
@@ -204,8 +232,10 @@ class ViaPT(PromptMethod):
     ) -> Float[Tensor, "rows p dim"]:
         return self.entering(0, self.fuse(patches, grid, noise))
 
-    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
-        entering = self.entering(layer, self.scale(layer, prompts))
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p _"]) -> Float[Tensor, "rows p dim"]:
+        if prompts.shape[-1] != self.widths[layer]:  # those that entered the stage before: nothing is carried
+            prompts = prompts.new_zeros(*prompts.shape[:2], self.widths[layer])
+        entering = self.entering(layer, at(self.scale, layer)(layer, prompts))
         if self.instance is not None:
             entering = entering + self.instance_scale[layer - 1] * self.instance
             if layer == self.depth - 1:
@@ -217,11 +247,12 @@ class ViaPT(PromptMethod):
         fresh = self.fresh[layer]
         if self.fresh_rows < self.num_prompts:
             fresh = F.pad(fresh, (0, 0, self.num_prompts - self.fresh_rows, 0))
-        if layer < self.kept.first:
+        kept = at(self.kept, layer)
+        if layer < kept.first:
             return carried + fresh
         if self.wide and self.fresh_dim == "full":
-            return self.kept(layer, carried, fresh.new_zeros(self.num_prompts, self.kept.fresh_dim)) + fresh
-        return self.kept(layer, carried, fresh)
+            return kept(layer, carried, fresh.new_zeros(self.num_prompts, kept.fresh_dim)) + fresh
+        return kept(layer, carried, fresh)
 
     def fuse(
         self,

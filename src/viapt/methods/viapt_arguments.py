@@ -46,7 +46,17 @@ def check(method: ViaPT) -> None:
         ("generator_kernels", len(kernels) == 2 and all(k % 2 == 1 for k in kernels), "two odd numbers"),
         ("initial_std", method.initial_std > 0, "above 0"),
         ("kl_weight", method.kl_weight >= 0, "0 or above"),
+        (
+            "instance_every",
+            len(method.stages) == 1 or not (method.instance_every and instance),
+            "False, where blocks differ in width",
+        ),
         ("instance_warmup", method.instance_warmup >= 0, "0 or above"),
+        (
+            "initial_prompts",
+            method.initial_prompts == "uniform" or (method.reduction != "instance" and len(method.stages) == 1),
+            "uniform with reduction = instance, whose subspaces are each image's own, and for blocks of several widths",
+        ),
         ("generator_lr", 0 < method.generator_lr < math.inf, "a finite number above 0"),
     ]
     for name, holds, expected in rules:
@@ -70,7 +80,7 @@ def without_effect(method: ViaPT) -> dict[str, str]:
         idle["basis_seed"] = f"nothing is drawn for reduction = {method.reduction}"
     if method.reduction in ("batch", "instance"):
         idle["shared_basis"] = f"reduction = {method.reduction} stores no subspace"
-    if method.fresh.shape[-1] == 0:
+    if m == method.dim and not method.wide:
         idle["fresh_rows"] = f"with kept_dim = {m} there are no fresh parameters"
     if method.carry_scale == 0 and not method.learn_carry_scale:
         names = "calibrate_carry", "carried", "carry_norm"

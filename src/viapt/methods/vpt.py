@@ -3,52 +3,74 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from viapt.errors import ConfigError
-from viapt.methods.base import PromptMethod, init_bound, prompt_parameter, rows_of
+from viapt.methods.base import InitialPrompts, PromptMethod, init_bound, rows_of
+from viapt.widths import PromptsByStage, Widths, at, by_stage, prompt_parameter, stage_prompts
 
 
 class VPT(PromptMethod):
     """Prompts that are the same for every image, some for each of `self.sets` blocks.
 
-    The paper's options: prompts of h numbers that one linear layer, for all blocks, projects to the d of the backbone;
+    The paper's options: prompts of h numbers that one linear layer, for all blocks of a width, projects to that width;
     and dropout of what enters, for each image anew.
     """
 
     carries = False
-    prompts: nn.Parameter
+    staged = True
+    prompts: nn.Parameter | PromptsByStage
 
     def __init__(
         self,
-        dim: int,
+        dim: Widths,
         depth: int,
         patch_size: tuple[int, int],
         sets: int,
         num_prompts: int,
         projected_dim: int | None,
         dropout: float,
+        initial_prompts: InitialPrompts,
     ) -> None:
         super().__init__(dim, depth, patch_size)
         self.sets, self.num_prompts, self.projected_dim, self.dropout = sets, num_prompts, projected_dim, dropout
+        self.initial_prompts = initial_prompts
         if projected_dim is not None and projected_dim < 1:
             raise ConfigError(f"projected_dim = {projected_dim} is not possible", expected="at least 1, or none")
+        if initial_prompts == "tokens" and (projected_dim is not None or len(self.stages) > 1):
+            why = "with projected_dim" if len(self.stages) == 1 else "for blocks of several widths"
+            raise ConfigError(f"initial_prompts = 'tokens' is not possible {why}", expected="uniform")
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout = {dropout} is not possible", expected="0 or above, below 1")
-        width = dim if projected_dim is None else projected_dim
-        shape = (num_prompts, width) if sets == 1 else (sets, num_prompts, width)
-        self.prompts = prompt_parameter(*shape, bound=init_bound(width, patch_size))
-        self.projection = nn.Identity() if projected_dim is None else nn.Linear(width, dim)
-        if isinstance(self.projection, nn.Linear):
-            nn.init.kaiming_normal_(self.projection.weight, a=0, mode="fan_out")
+        width = self.dim if projected_dim is None else projected_dim
+        bound = init_bound(width, patch_size)
+        if sets > 1 and projected_dim is None:
+            self.prompts = stage_prompts(self.stages, num_prompts, bound=bound)
+        else:
+            shape = (num_prompts, width) if sets == 1 else (sets, num_prompts, width)
+            self.prompts = prompt_parameter(*shape, bound=bound)
+        served = self.stages[:1] if self.carries else self.stages
+        self.projection = (
+            nn.Identity() if projected_dim is None else by_stage(served, lambda stage: projection(width, stage.dim))
+        )
         self.noise: Tensor | None = None
 
     @property
     def training_noise(self) -> int:
-        return self.depth * self.num_prompts if self.dropout else 0
+        return self.place(self.depth) if self.dropout else 0
+
+    def place(self, layer: int) -> int:
+        """Rows of noise, d numbers each, that the blocks before this one take."""
+        return self.num_prompts * sum(self.widths[:layer]) // self.dim
+
+    @torch.no_grad()
+    def begin(self, tokens: Float[Tensor, "depth p dim"]) -> None:
+        assert isinstance(self.prompts, nn.Parameter)
+        self.prompts.copy_(tokens[0] if self.sets == 1 else tokens)
 
     def start(
         self,
@@ -61,12 +83,19 @@ class VPT(PromptMethod):
 
     def entering(self, layer: int, rows: int) -> Float[Tensor, "rows p dim"]:
         """The prompts of a block."""
-        prompts = self.prompts if self.sets == 1 else self.prompts[layer]
-        prompts = self.projection(prompts).expand(rows, -1, -1)
+        prompts: Any = self.prompts if self.sets == 1 else self.prompts[layer]
+        prompts = at(self.projection, layer)(prompts).expand(rows, -1, -1)
         if self.noise is None:
             return prompts
-        p = self.num_prompts
-        return prompts * kept(self.noise[:, layer * p : (layer + 1) * p], self.dropout)
+        noise = self.noise[:, self.place(layer) : self.place(layer + 1)]
+        return prompts * kept(noise.reshape(prompts.shape), self.dropout)
+
+
+def projection(width: int, dim: int) -> nn.Linear:
+    """From h to d numbers, started as in the authors' code."""
+    layer = nn.Linear(width, dim)
+    nn.init.kaiming_normal_(layer.weight, a=0, mode="fan_out")
+    return layer
 
 
 def kept(noise: Float[Tensor, "rows p dim"], dropout: float) -> Float[Tensor, "rows p dim"]:
@@ -82,6 +111,7 @@ class VPTShallow(VPT):
         num_prompts: p >= 1. Learnable: p * dim.
         projected_dim: h, to learn p * h numbers and a projection (h + 1) * dim instead.
         dropout: share of the prompts' numbers that training leaves out, in [0, 1).
+        initial_prompts: "uniform", as the paper has it, or "tokens" of training images (SPT, arXiv 2402.02382).
     """
 
     name = "vpt-shallow"
@@ -89,15 +119,16 @@ class VPTShallow(VPT):
 
     def __init__(
         self,
-        dim: int,
+        dim: Widths,
         depth: int,
         patch_size: tuple[int, int],
         *,
         num_prompts: int = 10,
         projected_dim: int | None = None,
         dropout: float = 0.0,
+        initial_prompts: InitialPrompts = "uniform",
     ) -> None:
-        super().__init__(dim, depth, patch_size, 1, num_prompts, projected_dim, dropout)
+        super().__init__(dim, depth, patch_size, 1, num_prompts, projected_dim, dropout, initial_prompts)
 
     @property
     def training_noise(self) -> int:
@@ -114,14 +145,15 @@ class VPTDeep(VPT):
         num_prompts: p >= 1. Learnable: depth * p * dim.
         projected_dim: h, to learn depth * p * h numbers and a projection (h + 1) * dim instead.
         dropout: share of the prompts' numbers that training leaves out, in [0, 1).
-        shared: the same P for all blocks: learnable p * dim.
+        shared: the same P for all blocks: learnable p * dim. Where their widths differ, with `projected_dim` alone.
+        initial_prompts: "uniform", as the paper has it, or "tokens" of training images (SPT, arXiv 2402.02382).
     """
 
     name = "vpt-deep"
 
     def __init__(
         self,
-        dim: int,
+        dim: Widths,
         depth: int,
         patch_size: tuple[int, int],
         *,
@@ -129,9 +161,16 @@ class VPTDeep(VPT):
         projected_dim: int | None = None,
         dropout: float = 0.0,
         shared: bool = False,
+        initial_prompts: InitialPrompts = "uniform",
     ) -> None:
-        super().__init__(dim, depth, patch_size, 1 if shared else depth, num_prompts, projected_dim, dropout)
+        sets = 1 if shared else depth
+        super().__init__(dim, depth, patch_size, sets, num_prompts, projected_dim, dropout, initial_prompts)
         self.shared = shared
+        if shared and projected_dim is None and len(self.stages) > 1:
+            raise ConfigError(
+                f"shared = {shared} is not possible for blocks of widths {list(dict.fromkeys(self.widths))}",
+                expected="projected_dim as well",
+            )
 
-    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p _"]) -> Float[Tensor, "rows p dim"]:
         return self.entering(layer, prompts.shape[0])

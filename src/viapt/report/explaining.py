@@ -176,7 +176,7 @@ def prompts_compared(model: PromptedClassifier, images: Float[Tensor, "n 3 heigh
     if not model.method.num_prompts or images.shape[0] < 2:
         return {}
     prompts = entering_prompts(model, images)
-    found = {kind: prompt_similarity(prompts[:, :, rows]) for kind, rows in kinds(model).items()}
+    found = {kind: prompt_similarity([layer[:, rows] for layer in prompts]) for kind, rows in kinds(model).items()}
     return {
         "cosines": {kind: one.cosine.numpy() for kind, one in found.items()},
         "varying": {kind: one.varying.tolist() for kind, one in found.items()},

@@ -132,7 +132,9 @@ class Body:
         if self.complete:
             return await self.receive()  # waits for the client to go away
         try:
-            message = await asyncio.wait_for(self.receive(), self.deadline - time.monotonic())
+            # Not `wait_for`, which may swallow a cancellation in Python 3.11, and so never end.
+            async with asyncio.timeout(self.deadline - time.monotonic()):
+                message = await self.receive()
         except TimeoutError:
             raise Problem(
                 408, "slow_upload", f"The body did not arrive within {self.limits.upload:g} s", headers=CLOSE

@@ -28,18 +28,20 @@ Check = Callable[[Subject], None]
 
 
 def shapes(subject: Subject) -> None:
-    """Prompts (batch, p, dim) before every block; logits (batch, classes); a scalar loss."""
+    """Prompts (batch, p, width) before every block; logits (batch, classes); a scalar loss."""
     model = subject.model()
-    method, d = model.method, model.backbone.dim
+    method, widths = model.method, model.method.widths
     for batch in (1, 3):
         images, labels = subject.task(batch)
         _, patches, grid, _ = model.backbone.embed(images, method.num_prompts)
         for noise in (None, model.draw_noise(batch, seed=0)):
             prompts = method.start(patches, grid, noise)
-            require(prompts.shape == (batch, method.num_prompts, d), f"start gives {tuple(prompts.shape)}")
-            for layer in range(1, model.backbone.depth):
-                prompts = method.carry(layer, prompts)
-                require(prompts.shape == (batch, method.num_prompts, d), f"carry({layer}) gives {tuple(prompts.shape)}")
+            require(prompts.shape == (batch, method.num_prompts, widths[0]), f"start gives {tuple(prompts.shape)}")
+            for layer, width in enumerate(widths[1:], start=1):
+                left = prompts.repeat(1, 1, width // prompts.shape[-1])  # as wide as if it came out of a merging
+                prompts = method.carry(layer, left)
+                shape = (batch, method.num_prompts, width)
+                require(prompts.shape == shape, f"carry({layer}) gives {tuple(prompts.shape)}")
         loss, logits = model(images, labels)
         require(logits.shape == (batch, len(CLASSES)) and loss.shape == (), "logits or loss misshapen")
 
@@ -52,7 +54,7 @@ def configuration(subject: Subject) -> None:
     require(0 <= method.num_instance_prompts <= method.num_prompts, "more instance prompts than prompts")
     with known(type(method)):
         options = json.loads(json.dumps(method.config()))
-        again = create_method(method.name, backbone.dim, backbone.depth, backbone.patch_size, **options)
+        again = create_method(method.name, backbone.widths, backbone.depth, backbone.patch_size, **options)
         PromptedClassifier(subject.backbone, again, CLASSES)
     require(again.config() == method.config(), "a rebuilt method has another configuration")
     again.load_state_dict(method.state_dict())
@@ -162,7 +164,8 @@ def checkpointing(subject: Subject) -> None:
             loss.backward()
         blocks, again = plain.backbone.depth, advance.call_count - plain.backbone.depth
         if plain.method.num_prompts or plain.method.inside:  # otherwise no gradient enters, and nothing is stored
-            expected = again == blocks if plain.method.num_prompts else 0 < again <= blocks
+            least = min(1, blocks - 1)  # what learns behind a block gives that one no gradient
+            expected = again == blocks if plain.method.num_prompts else least <= again <= blocks
             require(expected, "no activation was recomputed")
     for name, p in recomputing.learnable().items():
         require(close(p.grad, plain.learnable()[name].grad, 1e-6), f"checkpointing changes the gradient of {name}")
@@ -174,8 +177,8 @@ def carries(subject: Subject) -> None:
     if not method.num_prompts:
         return
     generator = torch.Generator().manual_seed(2)
-    one, other = torch.randn(2, 3, method.num_prompts, method.dim, generator=generator, dtype=torch.float64)
-    for layer in range(1, method.depth):
+    for layer, width in enumerate(method.widths[1:], start=1):
+        one, other = torch.randn(2, 3, method.num_prompts, width, generator=generator, dtype=torch.float64)
         same = torch.equal(method.carry(layer, one), method.carry(layer, other))
         require(same is not method.carries, f"carries is {method.carries}, and carry({layer}) does otherwise")
 

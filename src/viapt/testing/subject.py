@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ class Subject:
         options = self.options if method is None else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            prompts = (method or self.method)(backbone.dim, backbone.depth, backbone.patch_size, **options)
+            prompts = (method or self.method)(backbone.widths, backbone.depth, backbone.patch_size, **options)
             return PromptedClassifier(backbone, prompts, CLASSES).eval()
 
     def trained(self, steps: int = 2) -> PromptedClassifier:
@@ -88,6 +89,7 @@ def tiny_backbones() -> dict[str, Callable[[], Backbone]]:
         "eva02": (Eva, rope),
         "rope": (Eva, mixed | {"num_reg_tokens": 2, "init_values": 0.1, "global_pool": "token"}),
         "beit": (Beit, biased),
+        "swin": (SwinTransformer, {"patch_size": 4, "depths": (2, 1), "num_heads": (2, 4), "window_size": 4}),
     }
     vits: dict[str, Callable[[], Backbone]] = {n: partial(tiny_vit, **options) for n, options in variants.items()}
     timms = vits | {name: partial(tiny_timm, kind, **options) for name, (kind, options) in others.items()}
@@ -126,15 +128,9 @@ def tiny_vit(**options: Any) -> TimmViT:
 
 def tiny_timm(kind: Callable[..., nn.Module], **options: Any) -> Backbone:
     """A small transformer of timm."""
-    sizes: dict[str, Any] = {
-        "img_size": 32,
-        "patch_size": 8,
-        "embed_dim": 24,
-        "depth": 3,
-        "num_heads": 2,
-        "num_classes": 0,
-    }
-    return tiny(lambda: kind(**(sizes | options)))
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2, "num_classes": 0}
+    depth = {} if "depths" in options else {"depth": 3}
+    return tiny(lambda: kind(**(sizes | depth | options)))
 
 
 def tiny(build: Callable[[], nn.Module]) -> Backbone:
