@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -35,6 +36,7 @@ from viapt.serve.limits import Limits
 from viapt.serve.problems import Problem
 from viapt.training import HISTORY
 
+log = logging.getLogger("viapt.serve")
 State = Literal["preparing", "fitting", "saving", "done", "cancelled", "failed"]
 
 LOCK, SCRATCH = ".lock", ".lesson-"
@@ -206,6 +208,9 @@ class Teacher:
             lesson.error = said(error.found, error.expected, error.remedy)
         except OSError as error:
             lesson.error = said(f"The server's disk refuses ({error.strerror})")
+        except Exception:
+            log.exception("Teaching %s failed", lesson.name)
+            lesson.error = said("The server failed; its log says why")
         finally:
             self.look(lesson)
             await asyncio.to_thread(shutil.rmtree, self.scratch(lesson), ignore_errors=True)
@@ -232,8 +237,8 @@ class Teacher:
             precision=str(backbone.dtype).removeprefix("torch."),
             method=lesson.method,
             augmentation="light",
-            val_fraction=HELD_BACK if holds_back(lesson.photos) else 0,
-            test_fraction=0,
+            val_fraction=HELD_BACK if holds_back(lesson.photos) else 0.0,
+            test_fraction=0.0,
             epochs=lesson.epochs,
             batch_size=min(BATCH, sum(lesson.photos.values())),
         )
