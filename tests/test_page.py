@@ -93,7 +93,7 @@ def test_pictures_are_classified_compared_and_looked_at(page: Any, folder: Path,
     page.get_by_label("several samples").check()
     page.get_by_label("Rounds").fill("4")
     page.get_by_role("button", name="Classify", exact=True).click()
-    answer = page.get_by_role("region", name="paper about 00.png").first
+    answer = page.get_by_role("group", name="paper about 00.png").first
     answer.wait_for()
     model = load(folder / "adapters" / "paper")
     expected = predict(model, [photo], "multi", 4, 0)
@@ -158,8 +158,8 @@ def test_a_task_is_taught_by_keyboard_then_used_and_downloaded(page: Any, folder
     page.get_by_role("button", name="Use it").press("Enter")
     page.get_by_label("Choose pictures").set_input_files(files(folder, "red")[0])
     page.get_by_role("button", name="Classify", exact=True).click()
-    page.get_by_role("region", name="colours about 00.png").wait_for()
-    assert page.get_by_role("region", name="paper about").count() == 0
+    page.get_by_role("group", name="colours about 00.png").wait_for()
+    assert page.get_by_role("group", name="paper about").count() == 0
 
 
 @needs_browser

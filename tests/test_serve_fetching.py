@@ -192,8 +192,12 @@ def test_answers_that_are_no_image_or_too_large() -> None:
 
 
 def test_a_slow_answer_is_given_up() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the client has gone
+        writer.close()
+
     async def scenario() -> None:
-        async with await asyncio.start_server(lambda reader, writer: asyncio.sleep(3600), LOCAL, 0) as server:
+        async with await asyncio.start_server(silent, LOCAL, 0) as server:
             port = server.sockets[0].getsockname()[1]
             with pytest.raises(Problem, match="not there within"):
                 await fetcher(here, seconds=0.2).fetch([f"http://pictures.test:{port}/"])

@@ -124,7 +124,8 @@ def test_a_task_is_taught_used_and_downloaded(
         assert begun.status_code == 202, begun.text
         one = begun.json()
         assert one["photos"] == dict.fromkeys(COLOURS, 6) and one["held_back"] and one["curve"] == []
-        while not (await client.get(f"/v1/teachings/{one['id']}")).json()["curve"]:
+        while not (found := (await client.get(f"/v1/teachings/{one['id']}")).json())["curve"]:
+            assert found["state"] in ("preparing", "fitting"), found
             response = await client.post("/v1/classify", **upload(picture(1), tasks="old"))
             assert response.status_code == 200
             await asyncio.sleep(0.02)
@@ -199,6 +200,7 @@ def test_one_at_a_time_with_the_time_it_takes(
         held.free = asyncio.Event()
         one = (await client.post("/v1/teachings", **lesson(photos))).json()
         while not (found := (await client.get(f"/v1/teachings/{one['id']}")).json())["curve"]:
+            assert found["state"] in ("preparing", "fitting"), found
             await asyncio.sleep(0.001)
         assert found["state"] == "fitting" and found["curve"][0]["train_loss"] == 1.5
         response = await client.post("/v1/teachings", **lesson(photos, name="other"))
@@ -265,6 +267,27 @@ def test_a_disk_that_refuses_leaves_everything_as_it_was(
             assert found["state"] == "failed" and "disk is full" in found["error"]["message"]
         assert list(app.state.service.tasks) == ["old", "new"] and left_in(tmp_path) == {"new"}
         assert torch.equal(app.state.service.tasks["new"].head.weight, kept)
+
+    serve(adapters, scenario, backbone=backbone, teach=tmp_path)
+
+
+def test_a_fault_of_the_servers_ends_the_teaching_and_is_told(
+    backbone: str,
+    adapters: dict[str, Path],
+    photos: dict[str, list[bytes]],
+    tmp_path: Path,
+    held: type[Held],
+    monkeypatch: Any,
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a secret")
+
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        monkeypatch.setattr(held, "prepare", broken)
+        one = (await client.post("/v1/teachings", **lesson(photos))).json()
+        found = await over(client, one["id"])
+        assert found["state"] == "failed" and "secret" not in found["error"]["message"]
+        assert (await client.get("/healthz")).status_code == 200
 
     serve(adapters, scenario, backbone=backbone, teach=tmp_path)
 

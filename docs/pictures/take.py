@@ -85,7 +85,7 @@ def lead(page: Page, folder: Path) -> None:
     page.get_by_label("Choose pictures").set_input_files(some)
     page.get_by_label("several samples").check()
     page.get_by_role("button", name="Classify", exact=True).click()
-    page.get_by_role("region", name="count about").first.wait_for()
+    page.get_by_role("group", name="count about").first.wait_for()
     take(page, "page-classify")
     page.get_by_role("button", name="Attention of count").first.click()
     page.get_by_role("dialog", name="count").wait_for()

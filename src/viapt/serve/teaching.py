@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -35,6 +36,7 @@ from viapt.serve.limits import Limits
 from viapt.serve.problems import Problem
 from viapt.training import HISTORY
 
+log = logging.getLogger("viapt.serve")
 State = Literal["preparing", "fitting", "saving", "done", "cancelled", "failed"]
 
 LOCK, SCRATCH = ".lock", ".lesson-"
@@ -127,25 +129,17 @@ class Teacher:
         """Refuse while something is being fitted.
 
         Raises:
-            Problem: 429, with the time that it will take yet; 409: there is no room for another task.
+            Problem: 429, with the time that it will take yet.
         """
         if self.current or self.beginning:
             wait = 5 if self.current is None else max(1, min(600, round(self.look(self.current).left)))
             raise Problem(429, "busy", "A task is being taught already", remedy="wait, or cancel it", retry_after=wait)
-        if len(self.taught) >= self.limits.taught:
-            raise Problem(
-                409,
-                "too_many_tasks",
-                f"{len(self.taught)} tasks were taught here",
-                expected=f"at most {self.limits.taught}",
-                remedy="remove some from the server's folder, and start it again",
-            )
 
     def check_name(self, name: str, replace: bool) -> None:
-        """Refuse a name that is taken.
+        """Refuse a name that is taken, and one task too many.
 
         Raises:
-            Problem: by a task that was not taught here, or by one that was, and is not to be replaced.
+            Problem: taken by a task that was not taught here, or by one that was, and is not to be replaced.
         """
         mine = name in self.taught
         if (name in self.tasks and not mine) or (mine and not replace) or (not mine and (self.folder / name).exists()):
@@ -155,6 +149,14 @@ class Teacher:
                 f"There is a task {name!r} already",
                 expected="a new name",
                 remedy="replace: true" if mine else "",
+            )
+        if not mine and len(self.taught) >= self.limits.taught:
+            raise Problem(
+                409,
+                "too_many_tasks",
+                f"{len(self.taught)} tasks were taught here",
+                expected=f"at most {self.limits.taught}",
+                remedy="remove some from the server's folder, and start it again",
             )
 
     def begin(self, lesson: Lesson, photos: Sequence[tuple[bytes, str]]) -> None:
@@ -206,6 +208,9 @@ class Teacher:
             lesson.error = said(error.found, error.expected, error.remedy)
         except OSError as error:
             lesson.error = said(f"The server's disk refuses ({error.strerror})")
+        except Exception:
+            log.exception("Teaching %s failed", lesson.name)
+            lesson.error = said("The server failed; its log says why")
         finally:
             self.look(lesson)
             await asyncio.to_thread(shutil.rmtree, self.scratch(lesson), ignore_errors=True)
@@ -232,8 +237,8 @@ class Teacher:
             precision=str(backbone.dtype).removeprefix("torch."),
             method=lesson.method,
             augmentation="light",
-            val_fraction=HELD_BACK if holds_back(lesson.photos) else 0,
-            test_fraction=0,
+            val_fraction=HELD_BACK if holds_back(lesson.photos) else 0.0,
+            test_fraction=0.0,
             epochs=lesson.epochs,
             batch_size=min(BATCH, sum(lesson.photos.values())),
         )

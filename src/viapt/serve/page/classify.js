@@ -134,7 +134,7 @@ function said(picture, task, answer) {
   }, "Attention");
   const best = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
   const rest = best.length - SHOWN;
-  return make("section", { class: "answer", "aria-label": `${task} about ${picture.name}, picture ${pictures.indexOf(picture) + 1}` },
+  return make("div", { class: "answer", role: "group", "aria-label": `${task} about ${picture.name}, picture ${pictures.indexOf(picture) + 1}` },
     make("h3", {}, make("span", {}, task), looks || null),
     make("p", { class: "verdict" }, answer.label),
     make("table", { class: "chances" },
