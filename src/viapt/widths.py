@@ -7,7 +7,6 @@ as if there were no stages.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -52,12 +51,17 @@ def stages_of(widths: Sequence[int]) -> list[Stage]:
     return stages
 
 
+def number_of_each(stages: Sequence[Stage]) -> list[int]:
+    """Which stage each block belongs to; a list, since torch.compile does not follow a search."""
+    return [number for number, stage in enumerate(stages) for _ in range(stage.first, stage.end)]
+
+
 class ByStage(nn.Module):
     """A module for each stage."""
 
     def __init__(self, stages: Sequence[Stage], parts: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.ends, self.parts = [stage.end for stage in stages], nn.ModuleList(parts)
+        self.number, self.parts = number_of_each(stages), nn.ModuleList(parts)
 
 
 def by_stage(stages: Sequence[Stage], build: Callable[[Stage], nn.Module]) -> nn.Module:
@@ -68,7 +72,7 @@ def by_stage(stages: Sequence[Stage], build: Callable[[Stage], nn.Module]) -> nn
 
 def at(part: nn.Module, layer: int) -> Any:
     """Of what `by_stage` made, the module of block `layer`."""
-    return part.parts[bisect_right(part.ends, layer)] if isinstance(part, ByStage) else part
+    return part.parts[part.number[layer]] if isinstance(part, ByStage) else part
 
 
 class PromptsByStage(nn.Module):
@@ -76,11 +80,12 @@ class PromptsByStage(nn.Module):
 
     def __init__(self, stages: Sequence[Stage], tensors: Sequence[nn.Parameter]) -> None:
         super().__init__()
-        self.stages, self.tensors = list(stages), nn.ParameterList(tensors)
+        self.number, self.tensors = number_of_each(stages), nn.ParameterList(tensors)
+        self.first = [stage.first for stage in stages]
 
     def __getitem__(self, layer: int) -> Float[Tensor, "p width"]:
-        number = bisect_right([stage.end for stage in self.stages], layer)
-        return self.tensors[number][layer - self.stages[number].first]
+        number = self.number[layer]
+        return self.tensors[number][layer - self.first[number]]
 
 
 def stage_prompts(

@@ -58,7 +58,12 @@ KINDS = frozenset(
     ]
     + [f"as_{sym}{kind}{s}" for sym in ("", "sym_") for kind in ("int", "float", "bool") for s in ("", "s")]
 )
-WORDS = frozenset({"none", "tanh", "constant"})  # of gelu and pad: the only strings that an operator is given
+WORDS = {  # the only strings that an operator is given, by argument
+    "approximate": {"none", "tanh"},  # of gelu
+    "mode": {"constant"},  # of pad
+    "padding": {"valid", "same"},  # of convolutions
+    "indexing": {"ij", "xy"},  # of meshgrid
+}
 
 
 class TorchProgram(Session):
@@ -101,8 +106,8 @@ class Node:
         self.call = resolve(described["target"])
         self.inputs = [(item["name"], item["kind"] == 2, *only(item["arg"])) for item in described["inputs"]]
         self.outputs = [only(item) for item in described["outputs"]]
-        for _, _, kind, value in self.inputs:
-            if kind not in KINDS and not (kind == "as_string" and value in WORDS):
+        for name, _, kind, value in self.inputs:
+            if kind not in KINDS and not (kind == "as_string" and value in WORDS.get(name, ())):
                 raise ValueError(f"it passes {kind} {str(value)[:80]!r}")
 
     def run(self, values: dict[str, Any]) -> None:
@@ -132,7 +137,7 @@ def resolve(target: str) -> Callable[..., Any]:
         raise ValueError(f"it calls {target}")
     found = getattr(getattr(torch.ops.aten, match[1]), match[2])
     strings = {argument.name for argument in found._schema.arguments if "str" in str(argument.type)}
-    if found._schema.is_mutable or strings - {"approximate", "mode"}:
+    if found._schema.is_mutable or strings - WORDS.keys():
         raise ValueError(f"it calls {target}")
     return found
 
