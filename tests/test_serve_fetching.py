@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -39,6 +39,29 @@ def test_addresses_of_the_internet(address: str) -> None:
     assert is_public(address)
 
 
+@asynccontextmanager
+async def listening(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[int]:
+    """The port of a server on loopback that has hung up everywhere when it ends: no stream outlives its loop."""
+    calls: list[asyncio.Task[None]] = []
+
+    async def call(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await answer(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls.append(asyncio.ensure_future(call(reader, writer)))
+
+    async with await asyncio.start_server(begin, LOCAL, 0) as server:
+        yield server.sockets[0].getsockname()[1]
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
 class Web:
     """Answers by path, of a server on loopback; and what was asked of it."""
 
@@ -49,18 +72,11 @@ class Web:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.heads.append(head)
         writer.write(self.answers[head.split()[1]])
-        try:
-            await writer.drain()
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        await writer.drain()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Web]:
-        server = await asyncio.start_server(self.answer, LOCAL, 0)
-        self.port = server.sockets[0].getsockname()[1]
-        async with server:
+        async with listening(self.answer) as self.port:
             yield self
 
 
@@ -192,21 +208,17 @@ def test_answers_that_are_no_image_or_too_large() -> None:
 
 
 def test_a_slow_answer_is_given_up() -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()  # until the client has gone
-        writer.close()
 
     async def scenario() -> None:
-        async with await asyncio.start_server(silent, LOCAL, 0) as server:
-            port = server.sockets[0].getsockname()[1]
+        async with listening(silent) as port:
             with pytest.raises(Problem, match="not there within"):
                 await fetcher(here, seconds=0.2).fetch([f"http://pictures.test:{port}/"])
 
     asyncio.run(scenario())
 
 
-# A stream of the test's own server may be collected after its loop has ended, of which asyncio complains.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_classifying_by_address(tmp_path: Path) -> None:
     """Answers are those of the same picture uploaded; without leave, none is fetched."""
     fitted(tiny_vit(), "linear").save_pretrained(tmp_path / "probe")
