@@ -25,7 +25,7 @@ from viapt.runs import Settings, run
 HERE = Path(__file__).parent
 SIZE: ViewportSize = {"width": 1180, "height": 760}
 TASK_NAMES = {"count": "viapt", "distance": "vpt-deep"}
-TRAIN, EPOCHS, PATIENCE = 90, 5, 600
+TRAIN, EPOCHS, PATIENCE = 640, 8, 600
 
 
 def photos(name: str, folder: Path, start: int, stop: int) -> list[Path]:
@@ -33,7 +33,7 @@ def photos(name: str, folder: Path, start: int, stop: int) -> list[Path]:
     images, labels = render(name, start, stop, 0)
     found = []
     for number, (image, label) in enumerate(zip(images, labels, strict=True), start):
-        path = folder / TASKS[name].classes[label] / f"{number:03d}.png"
+        path = folder / TASKS[name].classes[label] / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
         found.append(path)
@@ -81,7 +81,7 @@ def main(folder: Path) -> None:
 
 def lead(page: Page, folder: Path) -> None:
     """Over the page, and take what is seen."""
-    some = photos("count", folder / "new", 200, 203)
+    some = photos("count", folder / "new", 1000, 1003)
     page.get_by_label("Choose pictures").set_input_files(some)
     page.get_by_label("several samples").check()
     page.get_by_role("button", name="Classify", exact=True).click()
@@ -98,14 +98,14 @@ def lead(page: Page, folder: Path) -> None:
 
 
 def teach(page: Page, folder: Path) -> None:
-    """Few objects or many, from eight pictures of each."""
-    photos("count", folder / "lesson", 300, 400)
+    """Few objects or many, from twenty pictures of each."""
+    photos("count", folder / "lesson", 2000, 2160)
     classes = TASKS["count"].classes
     page.get_by_label("Name of the new task").fill("few or many")
     for number, (label, kind) in enumerate((("few", classes[0]), ("many", classes[-1])), start=1):
         page.get_by_label(f"Name of class {number}").fill(label)
         page.get_by_label(f"Name of class {number}").press("Tab")
-        page.get_by_label(f"Photos of {label}").first.set_input_files(sorted((folder / "lesson" / kind).iterdir())[:8])
+        page.get_by_label(f"Photos of {label}").first.set_input_files(sorted((folder / "lesson" / kind).iterdir())[:20])
     page.get_by_role("button", name="Teach", exact=True).click()
     page.get_by_text("Done: it is loaded").wait_for()
     page.locator("#progress").scroll_into_view_if_needed()
@@ -118,7 +118,7 @@ def take(page: Page, name: str, **options: Any) -> None:
     page.wait_for_timeout(500)
     path = HERE / f"{name}.png"
     page.screenshot(path=path, **options)
-    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 if __name__ == "__main__":
