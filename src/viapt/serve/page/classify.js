@@ -156,11 +156,13 @@ export function likely(share, spread) {
   return spread === null ? percent(share) : `${percent(share)} ± ${(100 * spread).toFixed(1)}`;
 }
 
+const VISIBLE = 0.01; // a whisker that is shorter is all ends
+
 function chance(label, share, spread) {
   const fill = make("div", { class: "fill" });
   fill.style.width = `${100 * share}%`;
   const track = make("div", { class: "track" }, fill);
-  if (spread > 0) {
+  if (spread >= VISIBLE) {
     const whisker = make("div", { class: "whisker" });
     const low = Math.max(0, share - spread);
     whisker.style.left = `${100 * low}%`;
