@@ -6,7 +6,6 @@ background. Of pip the names of extras are checked, of make the targets, of pyte
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -22,8 +21,8 @@ from viapt.bench.experiments import EXPERIMENTS
 from viapt.cli import main
 
 ROOT = Path(__file__).parents[1]
-SIZES = "--image-size 32 --batch-size 20 --epochs 1 --precision float32 --workers 1 --threads 1".split()
-PARTS = "--train 40 --val 20 --test 30".split()
+SIZES = "--image-size 32 --batch-size 20 --epochs 1 --precision float32 --workers 1 --threads 1"
+PARTS = "--train 40 --val 20 --test 30"
 FIRST_ALONE = "--tasks", "--seeds"
 PATIENCE = 500  # seconds; machines may be busy
 
@@ -55,7 +54,7 @@ class Shell:
         """
         for written, real in self.addresses.items():
             line = line.replace(written, real)
-        words = [os.path.expanduser(word) for word in shlex.split(line, comments=True)]
+        words = shlex.split(line.replace(" ~/", f" {Path.home()}/"), comments=True)
         match words:
             case ["viapt", "serve", *rest]:
                 self.serve(rest)
@@ -92,7 +91,7 @@ class Shell:
         for word in words:
             if len(few) < 2 or few[-2] not in FIRST_ALONE or word.startswith("--"):
                 few.append(word)
-        few += ["--backbone", self.backbone, *SIZES, *([] if suite else PARTS)]
+        few += ["--backbone", self.backbone, *SIZES.split(), *([] if suite else PARTS.split())]
         for option, value in (("--tasks", "svhn" if suite else "fashion"), ("--seeds", "0")):
             few += [] if option in few else [option, value]
         if suite or "--trials" in few:
