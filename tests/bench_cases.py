@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from cli_cases import write_backbone
-from viapt import packaged
 from viapt.bench.engines import LocalEngine
 from viapt.bench.entrants import Entrant
 from viapt.bench.plan import Plan, make_plan
@@ -27,14 +26,12 @@ def write_suite(cache: Path, names: tuple[str, ...] = ("elpv", "silhouettes")) -
     cache.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         recipe = suite.RECIPES[name]
-        assert recipe.package is not None
-        package = packaged.PACKAGES[recipe.package]
         rng = np.random.default_rng(number)
         labels = np.arange(120) % len(recipe.classes)
         images = (20 * labels[:, None, None] + rng.integers(0, 40, (120, 16, 16))).astype(np.uint8)
         path = cache / f"task-{name}.safetensors"
         content = suite.Content(images, labels)
-        suite._write_cached(path, f"{package.name} {package.version}", content, content_hash(content))
+        suite._write_cached(path, recipe.source, content, content_hash(content))
 
 
 def small_world(root: Path) -> str:

@@ -1,7 +1,7 @@
 """Code blocks of documents, run as a reader would: in order, in one folder, Python in one namespace.
 
-A block is `python`, `sh` (a command of viapt a line), or `text`, which is what the block right before
-it printed. Comments that a reader does not see say what else there is to know:
+A block is `python`, `sh` (a command a line, run by `document_commands.py`), or `text`, which is what the block
+right before it printed. Comments that a reader does not see say what else there is to know:
 
     <!-- skip: next "reason" -->      the next block is not run
     <!-- numbers vary -->             in the next output any number stands for any other
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import re
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -25,14 +24,9 @@ from unittest import SkipTest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
-from viapt.cli import main
+from document_commands import Shell, WrongPageError
 
-ROOT = Path(__file__).parents[1]
 BACKBONES = re.compile(r"packaged:vits14|vit_\w+_patch16_224(\.\w+)?")
-
-
-class WrongPageError(AssertionError):
-    """A block that does not do what its page says."""
 
 
 @dataclass
@@ -50,6 +44,7 @@ class Reader:
     printed: str = ""
     ran: int = 0
     skipped: list[str] = field(default_factory=list)
+    commands: Shell = field(init=False)
 
     def read(self, page: Path) -> None:
         """Run the page's blocks in the current folder; the first that is wrong raises with its line."""
@@ -61,14 +56,15 @@ class Reader:
                 SkipParser(),
             ]
         )
-        document = sybil.parse(page)
-        for example in document.examples():
-            try:
-                example.evaluate()
-            except SkipTest as reason:
-                self.skipped.append(str(reason))
-            except (Exception, SystemExit) as error:
-                raise WrongPageError(f"{page.name}:{example.line}: {type(error).__name__}: {error}") from error
+        document, self.commands = sybil.parse(page), Shell(self.backbone)
+        with self.commands.background:
+            for example in document.examples():
+                try:
+                    example.evaluate()
+                except SkipTest as reason:
+                    self.skipped.append(str(reason))
+                except (Exception, SystemExit) as error:
+                    raise WrongPageError(f"{page.name}:{example.line}: {type(error).__name__}: {error}") from error
 
     def python(self, example: Example) -> None:
         example.parsed = self.tiny(example.parsed)
@@ -80,9 +76,7 @@ class Reader:
         block = self.tiny(example.parsed)
         with self.listening():
             for line in re.sub(r"\\\n\s*", "", block).splitlines():
-                if words := shlex.split(line, comments=True):
-                    assert words[0] == "viapt", f"{line} is no command of viapt"
-                    run(words[1:])
+                self.commands.run(line)
 
     def output(self, example: Example) -> None:
         """Compare what was printed with what the page says."""
@@ -101,15 +95,6 @@ class Reader:
     def tiny(self, text: str) -> str:
         """A block on the tiny backbone."""
         return BACKBONES.sub(self.backbone, text)
-
-
-def run(arguments: list[str]) -> None:
-    """Our command in this process."""
-    try:
-        main(arguments)
-    except SystemExit as end:
-        if end.code:
-            raise WrongPageError(f"viapt {shlex.join(arguments)} ended with {end.code}") from end
 
 
 def pattern(text: str, vary: bool) -> re.Pattern[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +12,14 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from browser_cases import chromium, needs_browser
 from cli_cases import write_photos
 from serve_cases import PATIENCE, picture, serve, served, upload, write_adapters
 from viapt.artifact import load
 from viapt.inference import predict
 
-playwright = pytest.importorskip("playwright.sync_api")
-
 TOKEN = "a-token-of-some-length"
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 40)}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium: .ci/browser installs Debian's")
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +40,8 @@ def server(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """One for each test: while it is open, an event loop runs in this thread, and other tests want their own."""
-    with playwright.sync_playwright() as started:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = started.chromium.launch(executable_path=BROWSER, args=arguments, timeout=1000 * PATIENCE)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The pictures of the page in docs/pictures: `python docs/pictures/take.py` (needs the extra `dev` and a Chromium).
 
 Two tasks of the packaged suite are drawn and fitted briefly, a server is started, and a browser is led over its page.
+A folder as an argument keeps what was fitted, for the next time.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import httpx
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
-from viapt.data.rendered import TASKS, render
+from viapt.data.rendered import render
 from viapt.runs import Settings, run
 
 HERE = Path(__file__).parent
 SIZE: ViewportSize = {"width": 1180, "height": 760}
-TASK_NAMES = {"count": "viapt", "distance": "vpt-deep"}
-TRAIN, EPOCHS, PATIENCE = 90, 5, 600
+METHODS = {"elevation": "viapt", "azimuth": "linear"}  # both are seen in one picture
+LABELS = {  # coarser than the suite's: a short fit is enough
+    "elevation": ["low"] * 3 + ["halfway"] * 3 + ["high"] * 3,
+    "azimuth": ["towards us"] * 3 + ["right"] * 4 + ["away"] * 5 + ["left"] * 4 + ["towards us"] * 2,
+}
+TRAIN, EPOCHS, LESSON, PATIENCE = 360, 8, 10, 1800
 
 
 def photos(name: str, folder: Path, start: int, stop: int) -> list[Path]:
@@ -33,7 +37,7 @@ def photos(name: str, folder: Path, start: int, stop: int) -> list[Path]:
     images, labels = render(name, start, stop, 0)
     found = []
     for number, (image, label) in enumerate(zip(images, labels, strict=True), start):
-        path = folder / TASKS[name].classes[label] / f"{number:03d}.png"
+        path = folder / LABELS[name][label] / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
         found.append(path)
@@ -41,11 +45,19 @@ def photos(name: str, folder: Path, start: int, stop: int) -> list[Path]:
 
 
 def fit(folder: Path) -> None:
-    """Both tasks."""
-    for name, method in TASK_NAMES.items():
+    """Both tasks, but for those that are there."""
+    for name, method in METHODS.items():
+        if (folder / "adapters" / name).exists():
+            continue
         photos(name, folder / "data" / name, 0, TRAIN)
         asked = Settings(
-            "packaged:vits14", image_size=98, method=method, epochs=EPOCHS, augmentation="none", test_fraction=0
+            "packaged:vits14",
+            image_size=98,
+            method=method,
+            epochs=EPOCHS,
+            batch_size=16,
+            augmentation="none",
+            test_fraction=0,
         )
         run(folder / "data" / name, folder / "adapters" / name, asked)
 
@@ -81,15 +93,15 @@ def main(folder: Path) -> None:
 
 def lead(page: Page, folder: Path) -> None:
     """Over the page, and take what is seen."""
-    some = photos("count", folder / "new", 200, 203)
+    some = photos("elevation", folder / "new", 1000, 1003)
     page.get_by_label("Choose pictures").set_input_files(some)
     page.get_by_label("several samples").check()
     page.get_by_role("button", name="Classify", exact=True).click()
-    page.get_by_role("group", name="count about").first.wait_for()
+    page.get_by_role("group", name="elevation about").first.wait_for()
     take(page, "page-classify")
-    page.get_by_role("button", name="Attention of count").first.click()
-    page.get_by_role("dialog", name="count").wait_for()
-    take(page, "page-attention")
+    page.get_by_role("button", name="Attention of elevation").first.click()
+    page.get_by_role("dialog", name="elevation").wait_for()
+    take(page, "page-attention", SIZE["height"])
     page.keyboard.press("Escape")
     page.get_by_role("tab", name="Compare").click()
     take(page, "page-compare")
@@ -98,27 +110,32 @@ def lead(page: Page, folder: Path) -> None:
 
 
 def teach(page: Page, folder: Path) -> None:
-    """Few objects or many, from eight pictures of each."""
-    photos("count", folder / "lesson", 300, 400)
-    classes = TASKS["count"].classes
-    page.get_by_label("Name of the new task").fill("few or many")
-    for number, (label, kind) in enumerate((("few", classes[0]), ("many", classes[-1])), start=1):
+    """Seen from the side or from above, from sixteen pictures of each."""
+    photos("elevation", folder / "lesson", 2000, 2060)
+    page.get_by_label("Name of the new task").fill("side or above")
+    for number, (label, kind) in enumerate((("side", "low"), ("above", "high")), start=1):
         page.get_by_label(f"Name of class {number}").fill(label)
         page.get_by_label(f"Name of class {number}").press("Tab")
-        page.get_by_label(f"Photos of {label}").first.set_input_files(sorted((folder / "lesson" / kind).iterdir())[:8])
+        page.get_by_label(f"Photos of {label}").first.set_input_files(sorted((folder / "lesson" / kind).iterdir())[:16])
+    page.get_by_label("Epochs").fill(str(LESSON))
     page.get_by_role("button", name="Teach", exact=True).click()
     page.get_by_text("Done: it is loaded").wait_for()
-    page.locator("#progress").scroll_into_view_if_needed()
-    take(page, "page-teach", full_page=True)
+    take(page, "page-teach")
 
 
-def take(page: Page, name: str, **options: Any) -> None:
-    """One picture, in few colours: small."""
+def take(page: Page, name: str, height: int | None = None) -> None:
+    """One picture, as high as the page or as this, and in few colours: small."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(500)
     path = HERE / f"{name}.png"
-    page.screenshot(path=path, **options)
-    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+    seen = {
+        "x": 0.0,
+        "y": 0.0,
+        "width": 1.0 * SIZE["width"],
+        "height": height or page.evaluate("document.body.offsetHeight"),
+    }
+    page.screenshot(path=path, full_page=True, clip=seen)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 if __name__ == "__main__":

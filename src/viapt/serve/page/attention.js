@@ -3,6 +3,7 @@
 import { ask } from "./api.js";
 import { at, make, percent } from "./parts.js";
 
+const SIDE = 448; // of a small picture when it is shown, at least
 let shown = null; // { found, picture, names }
 
 export function begin() {
@@ -62,8 +63,9 @@ function place(map) {
 function paint(seen, map, strength) {
   const canvas = at("map");
   const context = canvas.getContext("2d");
-  canvas.width = 2 * seen.naturalWidth;
-  canvas.height = 2 * seen.naturalHeight;
+  const scale = Math.max(2, Math.ceil(SIDE / seen.naturalWidth));
+  canvas.width = scale * seen.naturalWidth;
+  canvas.height = scale * seen.naturalHeight;
   context.drawImage(seen, 0, 0, canvas.width, canvas.height);
   const most = Math.max(...map.flat()) || 1;
   const [height, width] = [map.length, map[0].length];
@@ -71,7 +73,7 @@ function paint(seen, map, strength) {
   const pixels = new ImageData(width, height);
   map.flat().forEach((share, k) => pixels.data.set(colour(share / most, strength), 4 * k));
   layer.getContext("2d").putImageData(pixels, 0, 0);
-  context.imageSmoothingEnabled = true;
+  context.imageSmoothingQuality = "high";
   context.drawImage(layer, 0, 0, canvas.width, canvas.height);
 }
 
@@ -79,5 +81,5 @@ function colour(value, strength) {
   const stops = [[20, 11, 52], [120, 28, 109], [237, 105, 37], [252, 255, 164]]; // dark to light: readable without hue
   const where = Math.min(2.999, 3 * value);
   const [from, to] = [stops[Math.floor(where)], stops[Math.floor(where) + 1]];
-  return [...from.map((one, k) => one + (to[k] - one) * (where % 1)), 255 * strength];
+  return [...from.map((one, k) => one + (to[k] - one) * (where % 1)), 255 * strength * (0.5 + 0.5 * value)]; // the picture stays visible
 }

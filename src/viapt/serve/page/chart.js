@@ -6,7 +6,7 @@ const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [320, 170, 38, 24, 22];
 
 export function draw(teaching) {
   at("curves").replaceChildren(
-    figure(teaching, "Loss", "loss", Math.max(0.1, ...teaching.curve.flatMap((one) => [one.train_loss, one.val_loss ?? 0]))),
+    figure(teaching, "Loss", "loss", round(Math.max(0.1, ...teaching.curve.flatMap((one) => [one.train_loss, one.val_loss ?? 0])))),
     figure(teaching, "Accuracy", "accuracy", 1));
   const held = teaching.held_back;
   const cell = (value) => make("td", {}, value === null ? "-" : value.toFixed(3));
@@ -15,6 +15,12 @@ export function draw(teaching) {
       .map((name) => make("th", { scope: "col" }, name)))),
     make("tbody", {}, ...teaching.curve.map((one) => make("tr", {}, make("th", { scope: "row" }, String(one.epoch)),
       cell(one.train_loss), cell(one.train_accuracy), ...(held ? [cell(one.val_loss), cell(one.val_accuracy)] : []))))));
+}
+
+// The next of 1, 2, 5, 10, 20 ...: a half of it is a short number, too.
+function round(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return power * [1, 2, 5, 10].find((one) => one * power >= value);
 }
 
 function figure(teaching, title, key, top) {
@@ -26,7 +32,7 @@ function figure(teaching, title, key, top) {
   const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": words });
   for (const share of [0, 0.5, 1]) {
     svg.append(make("line", { class: "axis", x1: LEFT, x2: WIDTH - 8, y1: y(share * top), y2: y(share * top) }),
-      make("text", { x: LEFT - 6, y: y(share * top) + 4, "text-anchor": "end" }, (share * top).toFixed(share && key === "loss" ? 2 : 1)));
+      make("text", { x: LEFT - 6, y: y(share * top) + 4, "text-anchor": "end" }, String(Number((share * top).toPrecision(3)))));
   }
   svg.append(make("text", { x: LEFT, y: HEIGHT - 6 }, "epoch 1"), make("text", { x: WIDTH - 8, y: HEIGHT - 6, "text-anchor": "end" }, String(teaching.epochs)));
   let offset = LEFT;

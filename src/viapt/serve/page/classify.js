@@ -138,24 +138,36 @@ function said(picture, task, answer) {
     make("h3", {}, make("span", {}, task), looks || null),
     make("p", { class: "verdict" }, answer.label),
     make("table", { class: "chances" },
-      make("caption", { class: "visually-hidden" }, answer.spread
+      make("caption", { class: "visually-hidden" }, varied(answer)
         ? `Probabilities, the mean of ${answer.rounds} rounds with their standard deviation` : "Probabilities"),
-      make("tbody", {}, ...best.slice(0, SHOWN).map(([label, share]) => chance(label, share, answer.spread?.[label])))),
+      make("tbody", {}, ...best.slice(0, SHOWN).map(([label, share]) => chance(label, share, spreadOf(answer, label))))),
     rest > 0 ? make("p", { class: "quiet" }, `and ${counted(rest, "less likely class", "less likely classes")}`) : null,
     answer.spread ? make("p", { class: "quiet" }, answer.rounds > 1 ? `± over ${answer.rounds} rounds` : "no samples: rounds do not differ") : null);
 }
+
+// Whether there is anything to say of differences between rounds.
+const varied = (answer) => answer.spread !== null && answer.rounds > 1;
+
+export function spreadOf(answer, label) {
+  return varied(answer) ? answer.spread[label] : null;
+}
+
+export function likely(share, spread) {
+  return spread === null ? percent(share) : `${percent(share)} ± ${(100 * spread).toFixed(1)}`;
+}
+
+const VISIBLE = 0.01; // a whisker that is shorter is all ends
 
 function chance(label, share, spread) {
   const fill = make("div", { class: "fill" });
   fill.style.width = `${100 * share}%`;
   const track = make("div", { class: "track" }, fill);
-  if (spread !== undefined && spread > 0) {
+  if (spread >= VISIBLE) {
     const whisker = make("div", { class: "whisker" });
     const low = Math.max(0, share - spread);
     whisker.style.left = `${100 * low}%`;
     whisker.style.width = `${100 * (Math.min(1, share + spread) - low)}%`;
     track.append(whisker);
   }
-  const words = spread === undefined ? percent(share) : `${percent(share)} ± ${(100 * spread).toFixed(1)}`;
-  return make("tr", {}, make("th", { scope: "row" }, label), make("td", { "aria-hidden": "true" }, track), make("td", {}, words));
+  return make("tr", {}, make("th", { scope: "row" }, label), make("td", { "aria-hidden": "true" }, track), make("td", {}, likely(share, spread)));
 }

@@ -1,6 +1,6 @@
 // The same pictures by several tasks, side by side.
 
-import { image, pictures } from "./classify.js";
+import { image, likely, pictures, spreadOf } from "./classify.js";
 import { at, counted, make, percent } from "./parts.js";
 
 export function draw() {
@@ -21,9 +21,8 @@ export function draw() {
 
 function cell(answer) {
   if (!answer) return make("td", { class: "quiet" }, "not asked");
-  const spread = answer.spread ? ` ± ${(100 * answer.spread[answer.label]).toFixed(1)}` : "";
   const second = Object.entries(answer.probabilities).filter(([label]) => label !== answer.label).sort((one, other) => other[1] - one[1])[0];
   return make("td", {},
-    make("strong", {}, answer.label), `${percent(answer.probability)}${spread}`,
+    make("strong", {}, answer.label), likely(answer.probability, spreadOf(answer, answer.label)),
     make("div", { class: "quiet" }, `then ${second[0]}, ${percent(second[1])}`));
 }
