@@ -87,7 +87,7 @@ def heading(protocol: Protocol) -> str:
     """What the numbers are."""
     parts = {"test": "on the test split, read once", "val": "on validation images"}
     searched = f", {protocol.trials} trials for each method and task" if protocol.trials else ""
-    images = f"{protocol.train} training images"
+    images = f"{protocol.train} training images at most"
     if protocol.suite:
         images = f"{title(protocol.suite)}, trained on {' and '.join(protocol.suite['train_on'])}"
     return (
