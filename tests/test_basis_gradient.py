@@ -19,8 +19,8 @@ from test_reduction import make, normal, orthonormal, same
 from training_cases import tiny_data, tiny_model
 from viapt.errors import ConfigError
 from viapt.methods import check_effect
-from viapt.methods.basis_gradient import FollowedPCA, LeadingSubspace, PolarFactor, following_reflector, safe_inverse
-from viapt.reduction import RunningPCA, principal_axes, reflector
+from viapt.methods.basis_gradient import FollowedPCA, LeadingSubspace, gaps_inverted
+from viapt.reduction import RunningPCA, lift, principal_axes
 from viapt.training import fit
 
 
@@ -68,46 +68,27 @@ def test_with_a_gap_everywhere_it_is_what_an_eigensolver_says() -> None:
     same(torch.autograd.grad((projector((moment + moment.T) / 2, 2) * weight).sum(), moment)[0], expected)
 
 
-@pytest.mark.parametrize("gap", [0.0, 1e-300, 1e-15, 1e-9, 1e-6, 1e-3])
+@pytest.mark.parametrize("gap", [0.0, 1e-300, 1e-15, 1e-9, 1e-5, 1e-2])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_where_the_gap_vanishes_the_gradient_stays_bounded(gap: float, scale: float) -> None:
-    """At most half a million over the largest eigenvalue, and none at no gap."""
+    """At most 5,000 over the eigenvalue inside, and none at no gap."""
     moment = (scale * torch.diag(torch.tensor([0.1, 1 - gap, 1.0], dtype=torch.float64))).requires_grad_()
     v = LeadingSubspace.apply(moment, torch.eye(3, dtype=torch.float64)[:, 2:])
     found = torch.autograd.grad((v[1] + v[0]).sum(), moment)[0]
-    assert found.isfinite().all() and found.abs().max() <= 0.5e6 / scale
-    share = (gap / (gap**2 + 1e-12)) / 2
-    assert found[1, 2].item() * scale == pytest.approx(share, abs=1e-3 * share + 1e-3)
-    zero = safe_inverse(torch.zeros(3, dtype=torch.float64), torch.zeros((), dtype=torch.float64))
-    assert zero.tolist() == [0, 0, 0]
+    assert found.isfinite().all() and found.abs().max() <= 5000 / scale
+    share = (gap / (gap**2 + 1e-8)) / 2
+    assert found[1, 2].item() * scale == pytest.approx(share, rel=1e-3, abs=1e-3)
 
 
-@given(st.integers(1, 5), st.integers(0, 2**16))
-def test_the_polar_factor_against_finite_differences(m: int, seed: int) -> None:
-    turned = orthonormal(m, m, seed)
-    equal = turned * 2  # all singular values are equal: an SVD has no derivative, its polar factor has
-    checked(PolarFactor.apply, equal)
-    checked(PolarFactor.apply, symmetric(torch.arange(1, m + 1, dtype=torch.float64), seed) @ turned)
-
-
-@given(st.integers(1, 4), st.integers(0, 2**16))
-def test_the_reflector_against_finite_differences_of_the_plain_one(m: int, seed: int) -> None:
-    d = 7
-    turn = 0.2 * normal(d, d, seed=seed)
-    v = torch.linalg.matrix_exp(turn - turn.T) @ torch.eye(d, m, dtype=torch.float64)
-    same(following_reflector(v, reflector(v)), reflector(v), 0)
-    direction, weight = normal(d, m, seed=seed + 1), normal(d, m, seed=seed + 2)
-    direction = direction - v @ (v.T @ direction)  # along the manifold
-    leaf = v.clone().requires_grad_()
-    gradient = torch.autograd.grad((following_reflector(leaf, reflector(v)) * weight).sum(), leaf)[0]
-    step = 1e-5
-
-    def at(t: float) -> Tensor:
-        return (reflector(torch.linalg.qr(v + t * direction).Q @ sign) * weight).sum()
-
-    sign = torch.linalg.qr(v).Q.T @ v  # A itself turns with V
-    difference = (at(step) - at(-step)) / (2 * step)
-    assert (gradient * direction).sum().item() == pytest.approx(difference.item(), abs=1e-6, rel=1e-5)
+def test_axes_without_energy_stay() -> None:
+    """One axis tells images apart and two are kept: which the second is, rounding decides."""
+    inside, outside = torch.tensor([3e-7, 1.0]), torch.tensor([-2e-8, 1e-8])
+    found = gaps_inverted(inside, outside)
+    assert not found[:, 0].any() and found[:, 1].tolist() == pytest.approx([1, 1])
+    assert not gaps_inverted(torch.zeros(2), torch.zeros(3)).any() and gaps_inverted(inside[:0], outside).shape == (
+        2,
+        0,
+    )
 
 
 # --- the reduction ---
@@ -124,27 +105,32 @@ def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_enters_against_finite_differences(
     monkeypatch: pytest.MonkeyPatch, layer: int, center: bool, before: int
 ) -> None:
-    """Z V V^T and what is lifted into the complement, after so many batches: steps 1, 2 and (no basis is taken) 3."""
+    """Z P + U (I - P) with the P that a plain `running` finds and U as it is, after so many batches."""
     unrounded(monkeypatch)
     d, m, p, batch = 8, 2, 2, 5
-    kept = make(FollowedPCA, d, m, center=center, steps=8).train()
-    spread = torch.linspace(0.5, 3, d, dtype=torch.float64)
-    common = 3 * normal(p, d, seed=9)
-    for seed in range(before):
-        kept(layer, (spread * normal(batch, p, d, seed=seed) + common).requires_grad_(), normal(p, d - m))
-
-    def entering(z: Tensor, fresh: Tensor) -> Tensor:
-        return copy.deepcopy(kept)(layer, z, fresh)
-
-    checked(entering, spread * normal(batch, p, d, seed=7) + common, normal(p, d - m, seed=8))
-    z = (spread * normal(batch, p, d, seed=7) + common).requires_grad_()
     plain = make(RunningPCA, d, m, center=center, steps=8).train()
-    plain.load_state_dict(kept.state_dict())
-    weight = normal(batch, p, d, seed=3)
-    through, around = (
-        torch.autograd.grad((copy.deepcopy(k)(layer, z, normal(p, d - m)) * weight).sum(), z)[0] for k in (kept, plain)
-    )
-    assert torch.equal(through, around) is (before == 2)  # a basis is taken at steps 1 and 2, not at 3
+    spread, common = torch.linspace(0.5, 3, d, dtype=torch.float64), 3 * normal(p, d, seed=9)
+    for seed in range(before):
+        plain(layer, spread * normal(batch, p, d, seed=seed) + common, normal(p, d - m))
+    kept = make(FollowedPCA, d, m, center=center, steps=8).train()
+    kept.load_state_dict(plain.state_dict())
+    z, fresh = (spread * normal(batch, p, d, seed=7) + common).requires_grad_(), normal(p, d - m, seed=8)
+    fresh.requires_grad_()
+    weight, direction = normal(batch, p, d, seed=3), normal(batch, p, d, seed=4)
+    by_prompts, by_fresh = torch.autograd.grad((kept(layer, z, fresh) * weight).sum(), (z, fresh))
+    laid = lift(fresh, kept.v[layer], kept.a[layer])
+
+    def entering(step: float) -> Tensor:
+        seen, moved = copy.deepcopy(plain), z.detach() + step * direction
+        seen(layer, moved, fresh.detach())
+        projector = seen.v[layer] @ seen.v[layer].T
+        return ((moved @ projector + laid.detach() @ (torch.eye(d, dtype=z.dtype) - projector)) * weight).sum()
+
+    expected = (entering(1e-5) - entering(-1e-5)) / 2e-5
+    assert (by_prompts * direction).sum().item() == pytest.approx(expected.item(), rel=1e-5)
+    same(by_fresh, torch.autograd.grad((laid * weight).sum(), fresh)[0])
+    around = torch.autograd.grad((copy.deepcopy(plain)(layer, z, fresh) * weight).sum(), z)[0]
+    assert torch.equal(by_prompts, around) is (before == 2)  # a basis is taken at steps 1 and 2, not at 3
 
 
 def test_the_basis_is_that_of_running_bit_for_bit() -> None:
@@ -199,7 +185,7 @@ def test_gradients_differ_where_they_should_and_nowhere_else() -> None:
 
 
 def test_nothing_flows_back_through_what_is_detached() -> None:
-    method = tiny_model(detach_carried=True, learn_carry_scale=True).method
+    method: Any = tiny_model(detach_carried=True, learn_carry_scale=True).method
     left = normal(3, method.num_prompts, method.dim).float().requires_grad_()
     entering = method.carry(1, left)
     assert torch.equal(entering, tiny_model(learn_carry_scale=True).method.carry(1, left))
@@ -225,9 +211,10 @@ def test_where_they_have_no_effect_they_are_refused(options: dict[str, Any], nam
 
 
 @pytest.mark.parametrize("options", [{"kept_dim": "adaptive"}, {"shared_basis": True}])
-def test_where_there_is_no_definition_they_are_refused(options: dict[str, Any]) -> None:
+def test_where_there_is_no_definition_it_is_refused(options: dict[str, Any]) -> None:
+    given = options | {"basis_gradient": True}
     with pytest.raises(ConfigError, match="basis_gradient = True is not possible"):
-        tiny_model(basis_gradient=True, **options)
+        tiny_model(**given)
 
 
 def test_an_adapter_without_the_options_is_the_same_with_them(tmp_path: Path) -> None:
@@ -244,7 +231,8 @@ def test_an_adapter_without_the_options_is_the_same_with_them(tmp_path: Path) ->
 def test_two_processes_are_one(tmp_path: Path) -> None:
     case = {"through": Case({"basis_gradient": True, "learn_carry_scale": True}, {"epochs": 2})}
     alone, two = tmp_path / "one", tmp_path / "two"
-    alone.mkdir(), two.mkdir()
+    for folder in (alone, two):
+        folder.mkdir()
     train(alone, case)
     together(2, train, two, case)
     for process in (0, 1):

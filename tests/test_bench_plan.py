@@ -178,9 +178,9 @@ def test_what_the_cache_lacks_is_prepared_before_the_readers_eyes(backbone, tmp_
     tasks = ["elpv", "silhouettes", "distance"]
 
     def told(**changes):
-        console = Console(file=io.StringIO())
-        plan = small_plan(backbone, tasks=tasks, console=console, **changes)
-        return plan, console.file.getvalue()
+        output = io.StringIO()
+        plan = small_plan(backbone, tasks=tasks, console=Console(file=output), **changes)
+        return plan, output.getvalue()
 
     plan, text = told()
     assert [task.name for task in plan.tasks] == ["elpv", "distance"]

@@ -7,8 +7,12 @@ eigenvalues l_i inside and l_j outside differ; its projector P = V V^T moves by
 
 Pairs on one side are in no term: equal eigenvalues inside, which make the backward pass of an eigensolver unstable,
 only turn V within its span. So V may follow M by dV = sum of (q_j^T dM q_i) / (l_i - l_j) * q_j (q_i^T V), which is the
-derivative of whatever depends on the span alone; and what enters a block does. Where inside and outside meet there is
-no subspace to speak of, and 1 / gap is damped: `safe_inverse`.
+derivative of whatever depends on the span alone. Where inside and outside meet there is no subspace to speak of, and
+1 / gap is damped: `gaps_inverted`.
+
+What enters a block is Z P + U, where U = lift(W) lies in the complement. That it does must not change: U (I - P). That
+is all by which P moves it. The coordinates of the complement also turn within it, by the reflector's convention; this
+says nothing, is hundreds of times as large, and is left out: fresh parameters are transported in parallel.
 """
 
 from __future__ import annotations
@@ -23,14 +27,20 @@ from torch import Tensor
 from viapt.distributed import process_index, whole
 from viapt.reduction import RunningPCA, lift
 
-CLOSEST = 1e-6
+CLOSEST = 1e-4  # of an eigenvalue: gaps below are damped
+EMPTY = 1e-6  # of the largest eigenvalue: no energy, which is what rounding in float32 leaves
 
 
-def safe_inverse(gap: Float[Tensor, "*s"], scale: Float[Tensor, ""]) -> Float[Tensor, "*s"]:
-    """1 / gap as gap / (gap^2 + c^2), c = 1e-6 of `scale`: at most 1 / (2 c), and 0 for no gap."""
-    scale = torch.where(scale > 0, scale, 1)
-    share = gap / scale
-    return share / (share.square() + CLOSEST**2) / scale
+def gaps_inverted(inside: Float[Tensor, " m"], outside: Float[Tensor, " rest"]) -> Float[Tensor, "rest m"]:
+    """1 / (l_i - l_j), safely: with c = 1e-4 l_i, gap / (gap^2 + c^2), which is 1 / (2 c) at most, and 0 for no gap.
+
+    An axis inside with less than 1e-6 of the largest eigenvalue is one of many without energy, and stays: 0.
+    """
+    largest = torch.cat([inside, outside]).max()
+    scale = torch.where(largest > 0, largest, 1)
+    kept, gap = inside / scale, (inside - outside[:, None]) / scale
+    inverse = gap / (gap.square() + (CLOSEST * kept.clamp_min(EMPTY)).square()) / scale
+    return torch.where(kept > EMPTY, inverse, 0)
 
 
 class LeadingSubspace(torch.autograd.Function):
@@ -53,28 +63,10 @@ class LeadingSubspace(torch.autograd.Function):
         d, m = basis.shape
         values, q = torch.linalg.eigh(moment)
         outside, inside = q[:, : d - m], q[:, d - m :]
-        inverse = safe_inverse(values[d - m :] - values[: d - m, None], values.abs().max())
-        pairs = (outside.mT @ gradients[0].double() @ (basis.mT @ inside)) * inverse
+        pairs = outside.mT @ gradients[0].double() @ (basis.mT @ inside)
+        pairs = pairs * gaps_inverted(values[d - m :], values[: d - m])
         found = outside @ pairs @ inside.mT
         return ((found + found.mT) / 2).to(gradients[0].dtype), None
-
-
-class PolarFactor(torch.autograd.Function):
-    """The orthogonal factor P of a square matrix; unlike that of an SVD, its derivative divides by s_i + s_j alone."""
-
-    @staticmethod
-    def forward(ctx: Any, matrix: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
-        """P of matrix = P (matrix^T matrix)^(1/2)."""
-        left, values, right = torch.linalg.svd(matrix)
-        ctx.save_for_backward(left, values, right)
-        return left @ right
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
-        left, values, right = ctx.saved_tensors
-        inner = left.mT @ gradients[0] @ right.mT
-        inner = inner * safe_inverse(values + values[:, None], values.new_ones(()))
-        return left @ (inner - inner.mT) @ right
 
 
 class WholeBatch(torch.autograd.Function):
@@ -98,19 +90,8 @@ class WholeBatch(torch.autograd.Function):
         return torch.cat([mine, stand_ins]), None
 
 
-def following_reflector(v: Float[Tensor, "d m"], a: Float[Tensor, "d m"]) -> Float[Tensor, "d m"]:
-    """A of `viapt.reduction.reflector`, which has the value `a`, as a function of V."""
-    v64, m = v.double(), v.shape[-1]
-    first = v64[:m]
-    polar = PolarFactor.apply(first)
-    # Y^T Y / 2 = I + P^T V_1.
-    inverse = torch.linalg.inv(torch.eye(m, dtype=v64.dtype, device=v.device) + polar.mT @ first)
-    smooth = (torch.cat([first + polar, v64[m:]]) @ inverse).to(v.dtype)
-    return a + (smooth - smooth.detach())
-
-
 class FollowedPCA(RunningPCA):
-    """`running`, where gradient flows through the basis, in each step in which it is taken.
+    """`running`, where gradient flows through the subspace, in each step in which its basis is taken: Z P + U (I - P).
 
     The basis is that of `RunningPCA`, bit for bit, and so is what enters. What earlier batches contributed is constant,
     what the present batch contributes is not, to the slots' means neither; rounding to float16 lets gradient pass. In
@@ -126,12 +107,13 @@ class FollowedPCA(RunningPCA):
         earlier = self.moment[index].clone(), self.common[index].clone()
         batch = whole(own)
         self.observe(layer, batch)
-        v, a = self.v[index], self.a[index]
-        if self.basis is not before:
-            rows = prompts if batch is own else WholeBatch.apply(prompts, batch)
-            v = LeadingSubspace.apply(self.followed(layer, rows, *earlier), v)
-            a = following_reflector(v, a)
-        return (prompts @ v) @ v.mT + lift(fresh, v, a)
+        v, laid = self.v[index], lift(fresh, self.v[index], self.a[index])
+        if self.basis is before:
+            return (prompts @ v) @ v.mT + laid
+        rows = prompts if batch is own else WholeBatch.apply(prompts, batch)
+        v = LeadingSubspace.apply(self.followed(layer, rows, *earlier), v)
+        inside = (laid @ v) @ v.mT  # nothing, and stays so
+        return (prompts @ v) @ v.mT + (laid - (inside - inside.detach()))
 
     def followed(
         self,
