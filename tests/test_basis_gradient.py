@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -43,6 +43,7 @@ def checked(function: Callable[..., Tensor], *inputs: Tensor) -> None:
 # --- the formula ---
 
 
+@settings(max_examples=25)
 @given(st.integers(2, 7).flatmap(lambda d: st.tuples(st.just(d), st.integers(1, d - 1))), st.integers(0, 2**16))
 def test_the_projector_against_finite_differences(shape: tuple[int, int], seed: int) -> None:
     d, m = shape
@@ -65,7 +66,8 @@ def test_with_a_gap_everywhere_it_is_what_an_eigensolver_says() -> None:
     v = torch.linalg.eigh((moment + moment.T) / 2).eigenvectors[:, 3:]
     weight = normal(5, 5)
     expected = torch.autograd.grad(((v @ v.T) * weight).sum(), moment)[0]
-    same(torch.autograd.grad((projector((moment + moment.T) / 2, 2) * weight).sum(), moment)[0], expected)
+    found = torch.autograd.grad((projector((moment + moment.T) / 2, 2) * weight).sum(), moment)[0]
+    same(found, expected, 1e-6)  # gaps are damped a little everywhere
 
 
 @pytest.mark.parametrize("gap", [0.0, 1e-300, 1e-15, 1e-9, 1e-5, 1e-2])
