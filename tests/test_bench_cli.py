@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -126,15 +127,26 @@ def test_words():
 
 
 def test_numbers_that_were_not_made_alike_are_told():
-    job = {"code": "a-m", "versions": {"torch": "2"}, "device": "cpu", "split_hash": "s"}
-    same = [
-        {"task": "elpv", "data_hash": "d", "job": job},
-        {"task": "elpv", "data_hash": "d", "job": job | {"code": "a-n"}},
-    ]
+    job: dict[str, Any] = {"code": "a-m", "versions": {"torch": "2"}, "device": "cpu", "split_hash": "s", "method": "m"}
+    job["training"] = {"selection": "last"}
+    first = {"task": "elpv", "data_hash": "d", "trial": -1, "test": None, "job": job}
+    same = [first, first | {"job": job | {"code": "a-n", "method": "n"}}]
     assert remarks(same) == []
-    other = {"task": "elpv", "data_hash": "e", "job": job | {"code": "b-m", "device": "cuda"}}
+    assert remarks([first, first | {"job": job | {"code": "a-n"}}]) == [
+        "The numbers were made with 2 versions of the code of m."
+    ]
+    other = first | {"data_hash": "e", "job": job | {"code": "b-m", "device": "cuda"}}
     assert remarks([*same, other]) == [
         "The numbers were made with 2 versions of the code.",
         "The numbers were made with 2 kinds of device.",
         "The numbers of elpv were made on 2 different data sets or splits.",
     ]
+
+
+def test_numbers_that_decided_on_what_they_measure_are_told():
+    job = {"code": "a-m", "versions": {}, "device": "cpu", "split_hash": "s", "method": "m"}
+    record = {"task": "elpv", "data_hash": "d", "trial": -1, "test": None}
+    last, best = (record | {"job": job | {"training": {"selection": how}}} for how in ("last", "best-val"))
+    assert remarks([last]) == [] and "too high" in remarks([best])[0]
+    assert "too high" in remarks([last, last | {"trial": 0}])[0]
+    assert remarks([best | {"test": {}}]) == []

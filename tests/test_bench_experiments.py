@@ -323,7 +323,14 @@ def test_pages_have_their_pictures(name, tmp_path):
     experiment, rng = EXPERIMENTS[name], np.random.default_rng(0)
     few: dict[str, Any] = {"rounds": 3, "draws": 2} if "rounds" in experiment.protocol else {}
     protocol = Protocol(**few)
-    job = {"versions": {"torch": "2"}, "code": "a-b", "device": "cpu", "split_hash": "s"}
+    job: dict[str, Any] = {
+        "versions": {"torch": "2"},
+        "code": "a-b",
+        "device": "cpu",
+        "split_hash": "s",
+        "method": "viapt",
+    }
+    job["training"] = {"selection": "last"}
     more = {"dim": 384, "device": "a CPU", "viapt": "0", "job_seconds": 36.0, "data_hash": "d", "data_source": "toy 1"}
     records = [
         record(e.name, t, s, float(rng.uniform()), **more, job={}, policies=policies(rng) if protocol.rounds else [])

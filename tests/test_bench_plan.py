@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from bench_cases import METHODS, VIAPT, small_plan, small_world, write_suite
 from viapt.bench import provenance
 from viapt.bench.entrants import Entrant
-from viapt.bench.plan import facts_of
+from viapt.bench.plan import facts_of, sizes_for
 from viapt.bench.protocol import Protocol
 from viapt.bench.search import check_space, corners, search, space_of
+from viapt.bench.task_data import hash_of, parts_of
 from viapt.cli.bench import parse_entrant
 from viapt.cli.bench_options import parse_range
-from viapt.data.packaged import PackagedTask
+from viapt.data.packaged import PackagedTask, load_task
 from viapt.errors import ConfigError
 
 
@@ -51,7 +56,7 @@ def test_all_problems_are_said_at_once(backbone):
         ["9 problems, and nothing was started", "kept_dim", "24"],
         ["num_instance_prompts", "lr = -1.0", "linear(lr=-1.0) is given twice"],
         ["no task 'silhuettes'", "did you mean 'silhouettes'?", "no task 'elvp'"],
-        ["seed 0 is given twice", "The val part of 'elpv' (3 images) is too small for its 4 classes"],
+        ["seed 0 is given twice", "'elpv' (120 images) is too small for its 4 classes: the val part (3 images)"],
     ):
         assert all(word in text for word in words), text
 
@@ -71,12 +76,91 @@ def test_a_backbone_that_is_none_is_said_with_the_rest(backbone):
 def test_tasks_that_are_no_tasks():
     with pytest.raises(ConfigError, match="single class 'a'"):
         facts_of(task_of([0] * 9, ["a"]), Protocol(train=3, val=3))
-    with pytest.raises(ConfigError, match="too small for its 3 classes: none of c"):
+    with pytest.raises(ConfigError) as caught:
         facts_of(task_of([0, 1] * 6, ["a", "b", "c"]), Protocol(train=4, val=4, test=0))
+    for words in (
+        "12 images) is too small for its 3 classes",
+        "the train part (4 images): none of c",
+        "--train, --val",
+    ):
+        assert words in str(caught.value)
+    assert "the val part (4 images): none of c" in str(caught.value)
     rare = task_of([0, 1] * 20 + [2, 2], ["a", "b", "c"])
     facts_of(rare, Protocol(train=21, val=15, test=3))  # nobody reads the test part
     with pytest.raises(ConfigError, match="test part"):
         facts_of(rare, Protocol(train=21, val=15, test=3, read_test=True))
+    with pytest.raises(ConfigError, match=r"val part.*leave the task out"):  # it has no more images to give
+        facts_of(rare, Protocol(read_test=True))
+
+
+# Sizes
+
+
+PICTURES = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=90)
+ASKED = st.fixed_dictionaries({"train": st.integers(1, 100), "val": st.integers(1, 100), "test": st.integers(0, 100)})
+
+
+@given(PICTURES, st.booleans(), ASKED, st.integers(0, 99))
+def test_sizes_are_limits(pictures, official, asked, seed):
+    """Pictures have a class, and may be of an official test part."""
+    labels, held = np.array([c for c, _ in pictures], np.int64), np.array([h for _, h in pictures], bool)
+    task = replace(task_of(labels, list("abcd")), official_test=held if official else None)
+    pool = int((~held).sum()) if official else len(labels)
+    sizes = sizes_for(task, asked)
+    if asked["train"] + asked["val"] <= pool:
+        assert sizes == asked  # and parts as ever
+        return
+    if pool < 2:
+        with pytest.raises(ConfigError, match="to train and validate on"):
+            parts_of(task, sizes, seed)
+        return
+    assert all(sizes[part] <= asked[part] for part in asked) and min(sizes["train"], sizes["val"]) >= 1
+    aside = 0 if official else sizes["test"]
+    assert sizes["train"] + sizes["val"] + aside == pool  # nothing is left over
+    if not official:
+        assert sizes["test"] == min(asked["test"], pool // 5)
+    share = (pool - aside) * asked["val"] / (asked["train"] + asked["val"])
+    assert abs(sizes["val"] - share) < 1
+    parts = parts_of(task, sizes, seed)
+    joined = np.concatenate(list(parts.values()))
+    assert len(set(joined.tolist())) == len(joined)
+    assert [len(parts[part]) for part in ("train", "val")] == [sizes["train"], sizes["val"]]
+    assert hash_of(parts) == hash_of(parts_of(task, sizes, seed))
+    left = ~held if official else np.ones(len(labels), bool)
+    left[parts["test"]] = False
+    for label in range(4):  # validation by classes' shares in what is left of the test images
+        share = sizes["val"] * np.mean(labels[left] == label)
+        assert abs(np.sum(labels[parts["val"]] == label) - share) < 1
+
+
+def test_splits_of_larger_tasks_are_what_they_were():
+    """Recorded before sizes were limits: a split must never change by one index."""
+    recorded = {
+        (1000, 10, 0): "8dbbb101fd9cb66fdbe4486cf6ea895db2e72eb4f5c471acfedb894e75ce0f60",
+        (1100, 6, 0): "b7fbc899cd0137b5289f8ffa61c011c2801ab9b3a0fd2fa9cc4870967fa3893a",
+        (2624, 4, 0): "a3393f75d78faa8b9b12ababa05c8920e2be9ff78a99abc8f6be97dd24caa0a2",
+        (10_000, 9, 3): "6022f6225c8dce2f94b5642fc20e20678e722ee40e8bbe2c0e33abbe00d8695e",
+    }
+    for (count, classes, seed), expected in recorded.items():
+        task = task_of(np.arange(count) % classes, [str(label) for label in range(classes)])
+        facts = facts_of(task, Protocol(split_seed=seed))
+        assert (facts.split_hash, facts.images) == (expected, None)
+
+
+def test_the_default_sizes_suit_a_task_as_small_as_stamps(backbone, monkeypatch):
+    labels = np.repeat(np.arange(6), [35, 64, 50, 31, 38, 17])
+    stamps = task_of(labels, list("abcdef"), "stamps")
+    facts = facts_of(stamps, Protocol(read_test=True))
+    assert facts.images == {"train": 151, "val": 37, "test": 47}
+    monkeypatch.setattr("viapt.bench.plan.load_task", lambda name, *_: stamps if name == "stamps" else load_task(name))
+    plan = small_plan(backbone, tasks=["elpv", "stamps"], train=80, val=20, test=20)
+    assert all(plan.job(METHODS[0], task, 0, read_test=False).images["train"] == 80 for task in plan.tasks)
+    plan = small_plan(backbone, tasks=["elpv", "stamps"], train=110, val=10)
+    elpv, small = (plan.job(METHODS[0], task, 0, read_test=False).images for task in plan.tasks)
+    assert elpv == {"train": 110, "val": 10, "test": 30} and small == elpv
+    plan = small_plan(backbone, tasks=["elpv", "stamps"], train=400, val=100)
+    elpv, small = (plan.job(METHODS[0], task, 0, read_test=False).images for task in plan.tasks)
+    assert elpv == {"train": 77, "val": 19, "test": 24} and small == {"train": 164, "val": 41, "test": 30}
 
 
 def test_a_task_that_cannot_be_had_does_not_stop_the_others(backbone, tmp_path):
@@ -85,6 +169,29 @@ def test_a_task_that_cannot_be_had_does_not_stop_the_others(backbone, tmp_path):
     (tmp_path / "cache" / "task-silhouettes.safetensors").unlink()
     plan = small_plan(backbone, tasks=["elpv", "silhouettes"])
     assert [task.name for task in plan.tasks] == ["elpv"] and list(plan.unavailable) == ["silhouettes"]
+
+
+def test_what_the_cache_lacks_is_prepared_before_the_readers_eyes(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr("viapt.data.packaged.RENDERED", 120)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    (tmp_path / "cache" / "task-silhouettes.safetensors").unlink()
+    tasks = ["elpv", "silhouettes", "distance"]
+
+    def told(**changes):
+        output = io.StringIO()
+        plan = small_plan(backbone, tasks=tasks, console=Console(file=output), **changes)
+        return plan, output.getvalue()
+
+    plan, text = told()
+    assert [task.name for task in plan.tasks] == ["elpv", "distance"]
+    assert list(plan.unavailable) == ["silhouettes"] and plan.unavailable["silhouettes"].count("silhouettes: ") == 1
+    first, *rest = text.splitlines()
+    assert first == "Not in the cache, and prepared first: silhouettes, distance"
+    assert [line.split(": ")[:2] for line in rest] == [["silhouettes", "failed"], ["distance", rest[1].split(": ")[1]]]
+    assert "120 pictures" in rest[1] and (tmp_path / "cache" / "task-distance.safetensors").exists()
+    tasks.remove("silhouettes")
+    again, text = told()
+    assert text == "" and [task.data_hash for task in again.tasks] == [task.data_hash for task in plan.tasks]
 
 
 def test_keys_follow_what_decides(backbone, tmp_path):
@@ -264,7 +371,7 @@ def test_which_files_count():
     assert {"training.py", "reduction.py", "data/packaged.py", "methods/base.py", "bench/jobs.py"} <= counted
     assert not {"cli/fit.py", "methods/viapt.py", "methods/vpt.py", "bench/store.py", "report/plots.py"} & counted
     assert [path.name for path in provenance.own_files("viapt")] == [
-        *("carry.py", "instance_generator.py", "viapt.py", "viapt_arguments.py")
+        *("basis_gradient.py", "carry.py", "instance_generator.py", "viapt.py", "viapt_arguments.py")
     ]
     shared = {code.partition("-")[0] for code in provenance.CODE.values()}
     assert len(shared) == 1 and provenance.CODE["viapt"] != provenance.CODE["linear"]

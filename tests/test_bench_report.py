@@ -391,11 +391,14 @@ def write_records(path: Path, scores: list[Score]) -> Path:
     """Scores as `viapt bench export` writes them."""
     costs = ("learnable_parameters", "seconds", "peak_memory_mib", "key", "method", "task", "seed")
     records = [
-        {"job": {}, "trial": FINAL, "val": None, "test": {s.metric: s.value}}
+        {"job": {}, "trial": FINAL, "val": None, "test": {s.metric: s.value}, "data_hash": "d"}
         | {name: getattr(s, name) for name in costs}
         for s in scores
     ]
-    content = {"format": 1, "protocol": Protocol(epochs=7).to_dict(), "common": {}, "records": records, "failures": []}
+    common = {"method": "m", "code": "a-b", "versions": {}, "device": "cpu", "split_hash": "s"}
+    common |= {"training": {"selection": "best-val"}}
+    protocol = Protocol(epochs=7).to_dict()
+    content = {"format": 1, "protocol": protocol, "common": common, "records": records, "failures": []}
     path.write_text(json.dumps(content))
     return path
 

@@ -43,6 +43,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full width, variation": {"fresh_dim": "full", "fresh_rows": 4, "carried": "variation", "carry_norm": True},
     "instance every": {"instance_every": True, "instance_noise": False, "fresh_rows": 3},
     "warm-up, slow generator": {"instance_warmup": 3, "generator_lr": 0.3},
+    "gradient through the basis": {"basis_gradient": True, "calibration_steps": 5},
+    "carried without gradient": {"detach_carried": True, "learn_carry_scale": True},
 }
 
 

@@ -10,7 +10,8 @@ from viapt.bench.grid import Grid, listed, measured
 from viapt.bench.statistics import ALPHA, Comparison, Ranking, half_width, present
 
 GENERAL = (
-    "Intervals are Student's t over seeds: they speak of new seeds on the same tasks, not of other tasks.",
+    "Intervals are Student's t over seeds: they speak of new seeds on the same tasks and images, not of other tasks or "
+    "images.",
     "Runs on one task resemble each other: p over runs speaks of these tasks alone, and is too small if read for tasks "
     "in general; p over tasks is the cautious one.",
 )

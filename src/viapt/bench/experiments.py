@@ -152,25 +152,28 @@ def generator(_: int) -> Design:
 
 def reduction(_: int) -> Design:
     """Running: the basis is taken at steps 1, 2, 4, ..., up to `calibration_steps`, then frozen; it is aligned by
-    construction (docs/method.md), and gradient never flows through it.
+    construction. Gradient can flow through it in these steps only (docs/method.md), so also where it never freezes.
     """
     early, late, never = (viapt(calibration_steps=steps) for steps in (1, 64, 1_000_000))
     uncentred, shared = viapt(center_basis=False), viapt(shared_basis=True)
+    through, never_through = viapt(basis_gradient=True), viapt(calibration_steps=1_000_000, basis_gradient=True)
     batch, instance, linear, random, select = (
         viapt(reduction=name) for name in ("batch", "instance", "linear", "random", "select")
     )
     literal = viapt(reduction="batch", carry_scale=1.0, calibrate_carry=False)
     scales = tuple((f"{s:g}", viapt(carry_scale=s) if s != 0.1 else DEFAULT) for s in (0.0, 0.03, 0.1, 0.3, 1.0))
     variation, normalised = viapt(carried="variation"), viapt(carry_norm=True)
-    unscaled = viapt(carry_scale=1.0, calibrate_carry=False)
+    unscaled, detached = viapt(carry_scale=1.0, calibrate_carry=False), viapt(detach_carried=True)
     rest = tuple(e for _, e in scales[1:] if e != DEFAULT)
     return Design(
         families=(
             Family("Is PCA better than a random subspace?", random, (DEFAULT, uncentred, instance, batch, literal)),
             Family("Is another way to take the basis better?", DEFAULT, (early, late, never, uncentred, shared)),
+            Family("Is gradient through the basis worth anything?", DEFAULT, (through,)),
+            Family("Is it where the basis never freezes?", never, (never_through,)),
             Family("Is another reduction better than the default?", DEFAULT, (batch, instance, linear, random, select)),
             Family("Is it worth anything to carry?", scales[0][1], (DEFAULT, *rest)),
-            Family("Is another way to carry better?", DEFAULT, (variation, normalised, unscaled)),
+            Family("Is another way to carry better?", DEFAULT, (variation, normalised, unscaled, detached)),
         ),
         axes=(Axis("carry scale", scales),),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
+from rich.console import Console
 
 from viapt.backbones import create_backbone
 from viapt.backbones.base import Backbone
@@ -19,7 +20,7 @@ from viapt.bench.provenance import code_for, versions
 from viapt.bench.search import corners, space_of
 from viapt.bench.task_data import benchmark_data, hash_of, is_benchmark, parts_of
 from viapt.data.benchmarks import find_task
-from viapt.data.packaged import PackagedTask, list_tasks, load_task
+from viapt.data.packaged import PackagedTask, fetch_all, list_tasks, load_task, state
 from viapt.device import default_device
 from viapt.errors import ConfigError, DataError, FetchError, ViaptError, did_you_mean
 from viapt.precision import choose_precision
@@ -57,7 +58,7 @@ class Problems:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What a plan keeps of a task, its pictures left behind; of a benchmark task how many its parts have."""
+    """What a plan keeps of a task, its pictures left behind; and how many images, where not those of the protocol."""
 
     name: str
     data_hash: str
@@ -96,7 +97,7 @@ class Plan:
             data_hash=task.data_hash,
             split_hash=task.split_hash,
             split_seed=protocol.split_seed,
-            images=task.images or {"train": protocol.train, "val": protocol.val, "test": protocol.test},
+            images=task.images or sizes_asked(protocol),
             backbone=protocol.backbone,
             weights=protocol.weights,
             fingerprint=self.backbone.fingerprint,
@@ -136,12 +137,15 @@ def make_plan(
     tasks: Sequence[str],
     seeds: Sequence[int],
     problems: Problems | None = None,
+    console: Console | None = None,
 ) -> Plan:
     """Check everything, and load what has to be known: the backbone and the tasks.
 
     Args:
         tasks: of the packaged suite, or SUITE/NAME.
         problems: found before, to be said together with what is found here.
+        console: where to show how packaged tasks are prepared that the cache lacks, which takes a process for each
+            core; None prepares them in this process, silently.
 
     Raises:
         ConfigError: with all problems.
@@ -162,7 +166,7 @@ def make_plan(
             check_task(name)
     backbone = the_backbone(protocol, tasks, problems)
     check_entrants(entrants, protocol, backbone, problems)
-    facts, unavailable = look_at(tasks, protocol, problems)
+    facts, unavailable = look_at(tasks, protocol, problems, console)
     problems.refuse()
     assert backbone is not None
     if not facts:
@@ -220,10 +224,14 @@ def check_entrants(
             raise ConfigError(f"No method has {name!r}", remedy="leave it out")
 
 
-def look_at(tasks: Sequence[str], protocol: Protocol, problems: Problems) -> tuple[list[TaskFacts], dict[str, str]]:
+def look_at(
+    tasks: Sequence[str], protocol: Protocol, problems: Problems, console: Console | None
+) -> tuple[list[TaskFacts], dict[str, str]]:
     """The tasks that are there; those that are not, and why. What is wrong with one is noted."""
-    facts, unavailable = [], {}
+    facts, unavailable = [], prepared(tasks, console) if console else {}
     for name in tasks:
+        if name in unavailable:
+            continue
         with problems.collected():
             check_task(name)
             try:
@@ -233,6 +241,16 @@ def look_at(tasks: Sequence[str], protocol: Protocol, problems: Problems) -> tup
                 continue
             facts.append(found if isinstance(found, TaskFacts) else facts_of(found, protocol))
     return facts, unavailable
+
+
+def prepared(tasks: Sequence[str], console: Console) -> dict[str, str]:
+    """Fetch or draw packaged tasks that the cache lacks, and show it; those that cannot be had, and why."""
+    missing = [name for name in list_tasks() if name in tasks and state(name) != "ready"]
+    if not missing:
+        return {}
+    console.print(f"Not in the cache, and prepared first: {', '.join(missing)}", soft_wrap=True)
+    statuses = fetch_all(missing, console)
+    return {name: f"{name}: {status.message}" for name, status in statuses.items() if not status.ready}
 
 
 def benchmark_facts(name: str) -> TaskFacts:
@@ -265,31 +283,60 @@ def facts_of(task: PackagedTask, protocol: Protocol) -> TaskFacts:
     """What a job says of a task under a protocol.
 
     Raises:
-        ConfigError: one class, or a split without images of some class.
+        ConfigError: one class, or parts without images of some class.
     """
     if len(task.classes) < 2:
         raise ConfigError(f"The task {task.name!r} has the single class {task.classes[0]!r}", expected="two or more")
-    images = {"train": protocol.train, "val": protocol.val, "test": protocol.test}
+    asked = sizes_asked(protocol)
+    images = sizes_for(task, asked)
     indices = parts_of(task, images, protocol.split_seed)
     read = ["train", "val", "test"] if protocol.read_test else ["train", "val"]
-    for part in read:
-        check_part(task, part, indices[part])
-    return TaskFacts(task.name, task.content_hash, hash_of(indices))
+    check_parts(task, {part: indices[part] for part in read}, asked)
+    return TaskFacts(task.name, task.content_hash, hash_of(indices), None if images == asked else images)
 
 
-def check_part(task: PackagedTask, part: str, indices: Int64[np.ndarray, " indices"]) -> None:
-    """Refuse a part without images of some class.
+def sizes_asked(protocol: Protocol) -> dict[str, int]:
+    """Images by part, at most."""
+    return {"train": protocol.train, "val": protocol.val, "test": protocol.test}
+
+
+def sizes_for(task: PackagedTask, asked: Mapping[str, int]) -> dict[str, int]:
+    """Images by part: as asked, as long as there are enough to train and validate on, and less in a small task.
+
+    There a fifth is set aside to test, at most what was asked for, and nothing where the task has an official test
+    part. Training and validation share the rest in the proportion that was asked for, with one image each at least.
+    """
+    official = task.official_test
+    pool = len(task.labels) if official is None else int((~official).sum())
+    train, val, test = asked["train"], asked["val"], asked["test"]
+    if train + val <= pool or pool < 2:
+        return dict(asked)
+    aside = 0 if official is not None else min(test, pool // 5)
+    shared = pool - aside
+    fewer = max(1, shared * val // (train + val))
+    return {"train": shared - fewer, "val": fewer, "test": test if official is not None else aside}
+
+
+def check_parts(task: PackagedTask, parts: Mapping[str, Int64[np.ndarray, " _"]], asked: Mapping[str, int]) -> None:
+    """Refuse parts without images of some class.
 
     Raises:
-        ConfigError: naming some of these classes.
+        ConfigError: naming these parts and some of their classes.
     """
+    poor = {part: text for part, indices in parts.items() if (text := lacking(task, indices))}
+    if not poor:
+        return
+    found = ", and ".join(f"the {part} part ({len(parts[part])} images): none of {text}" for part, text in poor.items())
+    limited = [f"--{part}" for part in poor if len(parts[part]) == asked[part]]
+    raise ConfigError(
+        f"{task.name!r} ({len(task.labels)} images) is too small for its {len(task.classes)} classes: {found}",
+        expected="an image of each class in each part",
+        remedy=f"more images: {', '.join(limited)}" if limited else "leave the task out: the others with --tasks",
+    )
+
+
+def lacking(task: PackagedTask, indices: Int64[np.ndarray, " _"]) -> str:
+    """Some of the classes of which there is no image, in words; "" if there is none."""
     counts = np.bincount(task.labels[indices], minlength=len(task.classes))
     empty = [name for name, count in zip(task.classes, counts, strict=True) if count == 0]
-    if empty:
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        raise ConfigError(
-            f"The {part} part of {task.name!r} ({len(indices)} images) is too small for its {len(task.classes)} "
-            f"classes: none of {', '.join(empty[:5])}{more}",
-            expected="an image of each class in each part",
-            remedy=f"more images: --{part}",
-        )
+    return ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")

@@ -53,21 +53,37 @@ def spread(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.2f}{deviation} ({len(values)})"
 
 
+def by_first(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, set[str]]]:
+    """The second halves of pairs, by the first."""
+    found: dict[str, set[str]] = {}
+    for first, second in sorted(pairs):
+        found.setdefault(first, set()).add(second)
+    return list(found.items())
+
+
+def chosen_on_validation(record: dict[str, Any]) -> bool:
+    """Whether validation images decided on a setting or an epoch of it."""
+    return record["trial"] != FINAL or record["job"]["training"]["selection"] == "best-val"
+
+
 def remarks(records: Iterable[dict[str, Any]]) -> list[str]:
     """What a reader of the table has to know: numbers that were not made alike."""
     records = list(records)
     found = []
-    for name, what in (
-        ("code", "versions of the code"),
-        ("versions", "sets of libraries"),
-        ("device", "kinds of device"),
+    codes = {(record["job"]["method"], record["job"]["code"].split("-")[1]) for record in records}  # each method's own
+    for what, kinds in (
+        ("versions of the code", {record["job"]["code"].partition("-")[0] for record in records}),
+        ("sets of libraries", {str(record["job"]["versions"]) for record in records}),
+        ("kinds of device", {str(record["job"]["device"]) for record in records}),
+        *((f"versions of the code of {name}", codes_of) for name, codes_of in by_first(codes)),
     ):
-        if name == "code":  # its second half is the method's own
-            kinds = {record["job"]["code"].partition("-")[0] for record in records}
-        else:
-            kinds = {str(record["job"][name]) for record in records}
         if len(kinds) > 1:
             found.append(f"The numbers were made with {len(kinds)} {what}.")
+    if any(record["test"] is None for record in records) and any(map(chosen_on_validation, records)):
+        found.append(
+            "Settings or epochs were chosen by the same validation images that are shown: such numbers are too high on "
+            "average. Those of a test part (--read-test) are not."
+        )
     for task in sorted({record["task"] for record in records}):
         own = [record for record in records if record["task"] == task]
         data = {(record["data_hash"], record["job"]["split_hash"]) for record in own}
@@ -87,7 +103,7 @@ def heading(protocol: Protocol) -> str:
     """What the numbers are."""
     parts = {"test": "on the test split, read once", "val": "on validation images"}
     searched = f", {protocol.trials} trials for each method and task" if protocol.trials else ""
-    images = f"{protocol.train} training images"
+    images = f"{protocol.train} training images at most"
     if protocol.suite:
         images = f"{title(protocol.suite)}, trained on {' and '.join(protocol.suite['train_on'])}"
     return (

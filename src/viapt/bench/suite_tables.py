@@ -30,11 +30,9 @@ def suite_tables(grid: Grid, protocol: Mapping[str, Any], records: Records) -> l
 
 
 def suite_notes(grid: Grid, protocol: Mapping[str, Any], records: Records) -> list[str]:
-    """What a reader of a suite's means has to know: tasks that are missing, data that are not as published."""
+    """What a reader has to know: numbers not made alike; of a suite, tasks that are missing or not as published."""
     suite = protocol.get("suite")
-    if not suite:
-        return []
-    return [*without(grid.named(grid.shared), suite["suite"]), *remarks(records)]
+    return [*(without(grid.named(grid.shared), suite["suite"]) if suite else []), *remarks(records)]
 
 
 def data_table(records: Records) -> Table:

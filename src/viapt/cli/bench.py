@@ -46,6 +46,8 @@ def run(
     All tasks and the seeds 0 1 2 unless something else is said. Exit code 1: some jobs failed, and are listed with
     their cause.
     """
+    from rich.console import Console
+
     from viapt.bench.plan import Problems, make_plan
     from viapt.bench.runner import continued
     from viapt.data.packaged import list_tasks
@@ -54,7 +56,7 @@ def run(
     protocol, place = asked.protocol(problems), asked.place(problems)
     entrants = parse_all(methods or ["linear", "vpt-deep", "viapt"], parse_entrant, problems)
     names, seeds = asked.tasks or list_tasks(), asked.seeds or [0, 1, 2]
-    plan = make_plan(continued(protocol, out), entrants, names, seeds, problems)
+    plan = make_plan(continued(protocol, out), entrants, names, seeds, problems, Console(stderr=True, highlight=False))
     assert place is not None
     if carry_out(plan, out, place):
         raise typer.Exit(FAILED)

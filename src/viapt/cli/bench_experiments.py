@@ -86,6 +86,8 @@ def check_source(out: Path | None, source: Path | None, asked: Asked) -> Path:
 
 def run_jobs(chosen: Experiment, out: Path, asked: Asked) -> int:
     """Check everything, then do the jobs; how many failed."""
+    from rich.console import Console
+
     from viapt.bench.plan import Problems, make_plan
     from viapt.bench.results import check_results
     from viapt.bench.runner import continued
@@ -96,7 +98,7 @@ def run_jobs(chosen: Experiment, out: Path, asked: Asked) -> int:
         check_results()
     tasks, seeds = asked.tasks or list(chosen.tasks), asked.seeds or list(chosen.seeds)
     entrants = chosen.design(width_of(protocol, tasks[0], problems)).entrants
-    plan = make_plan(continued(protocol, out), entrants, tasks, seeds, problems)
+    plan = make_plan(continued(protocol, out), entrants, tasks, seeds, problems, Console(stderr=True, highlight=False))
     assert place is not None
     return carry_out(plan, out, place)
 

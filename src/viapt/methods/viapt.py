@@ -31,6 +31,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from viapt.gated_reduction import GatedPCA
 from viapt.methods.base import InitialPrompts, PromptMethod, init_bound, rows_of
+from viapt.methods.basis_gradient import FollowedPCA
 from viapt.methods.carry import CarryScale
 from viapt.methods.instance_generator import InstanceGenerator, WarmUp
 from viapt.methods.viapt_arguments import check, without_effect
@@ -58,6 +59,7 @@ class ViaPT(PromptMethod):
         reduction: how the m dimensions are found; see `viapt.reduction`.
         shared_basis: one kept subspace for all blocks instead of one each (a smaller adapter).
         center_basis: choose the subspace by what differs between images, not by all that the prompts hold (`running`).
+        basis_gradient: let gradient flow through the subspace in the steps that take it, see `FollowedPCA` (`running`).
         basis_seed: of the fixed subspace (`random`, `select`).
         calibration_steps: training steps that estimate subspace (`running`) and scales (`calibrate_carry`).
         carry_scale: s, the factor on what is carried into blocks 2..N.
@@ -66,6 +68,7 @@ class ViaPT(PromptMethod):
         learn_carry_scale: learn s for each block, starting from `carry_scale`.
         carried: "all", or only the "variation": Z less the mean of each prompt slot, estimated in the calibration.
         carry_norm: bring each carried token to the size at which a prompt starts, before it is scaled.
+        detach_carried: let no gradient flow back through what is carried.
         generator_width: c, channels of the generator.
         generator_kernels: sizes of its two convolutions, odd.
         generator_depthwise: second convolution per channel instead of full.
@@ -101,6 +104,7 @@ class ViaPT(PromptMethod):
         reduction: ReductionName = "running",
         shared_basis: bool = False,
         center_basis: bool = True,
+        basis_gradient: bool = False,
         basis_seed: int = 0,
         calibration_steps: int = 8,
         carry_scale: float = 0.1,
@@ -108,6 +112,7 @@ class ViaPT(PromptMethod):
         learn_carry_scale: bool = False,
         carried: Literal["all", "variation"] = "all",
         carry_norm: bool = False,
+        detach_carried: bool = False,
         generator_width: int = 2,
         generator_kernels: tuple[int, int] = (1, 3),
         generator_depthwise: bool = False,
@@ -131,9 +136,9 @@ class ViaPT(PromptMethod):
         default_rows = num_prompts - 1 if self.wide and num_instance_prompts and num_prompts > 1 else num_prompts
         self.fresh_dim, self.fresh_rows = fresh_dim, default_rows if fresh_rows is None else fresh_rows
         self.reduction, self.shared_basis, self.center_basis = reduction, shared_basis, center_basis
-        self.basis_seed, self.calibration_steps = basis_seed, calibration_steps
+        self.basis_gradient, self.basis_seed, self.calibration_steps = basis_gradient, basis_seed, calibration_steps
         self.carry_scale, self.calibrate_carry, self.learn_carry_scale = carry_scale, calibrate_carry, learn_carry_scale
-        self.carried, self.carry_norm = carried, carry_norm
+        self.carried, self.carry_norm, self.detach_carried = carried, carry_norm, detach_carried
         self.generator_width, self.generator_kernels = generator_width, generator_kernels
         self.generator_depthwise, self.per_prompt, self.initial_std = generator_depthwise, per_prompt, initial_std
         self.kl_weight, self.spatial, self.instance_noise = kl_weight, spatial, instance_noise
@@ -202,7 +207,8 @@ class ViaPT(PromptMethod):
         }
         growth = stage.dim // self.dim
         if isinstance(self.kept_dim, int):
-            return REDUCTIONS[self.reduction](stage.dim, growth * self.kept_dim, stage.end, **options)
+            kind = FollowedPCA if self.basis_gradient and self.reduction == "running" else REDUCTIONS[self.reduction]
+            return kind(stage.dim, growth * self.kept_dim, stage.end, **options)
         assert self.max_kept_dim is not None
         gates = {"explained": self.explained, "image_gate": self.image_gate}
         return GatedPCA(stage.dim, growth * self.max_kept_dim, stage.end, **options, **gates)
@@ -235,6 +241,8 @@ class ViaPT(PromptMethod):
     def carry(self, layer: int, prompts: Float[Tensor, "rows p _"]) -> Float[Tensor, "rows p dim"]:
         if prompts.shape[-1] != self.widths[layer]:  # those that entered the stage before: nothing is carried
             prompts = prompts.new_zeros(*prompts.shape[:2], self.widths[layer])
+        if self.detach_carried:
+            prompts = prompts.detach()
         entering = self.entering(layer, at(self.scale, layer)(layer, prompts))
         if self.instance is not None:
             entering = entering + self.instance_scale[layer - 1] * self.instance

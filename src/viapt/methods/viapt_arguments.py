@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 GENERATOR = "generator_width", "generator_kernels", "generator_depthwise", "per_prompt", "spatial", "generator_lr"
 INSTANCE = *GENERATOR, "initial_std", "kl_weight", "instance_noise", "instance_every", "instance_warmup"
-BASIS = "reduction", "shared_basis", "center_basis", "basis_seed", "calibration_steps"
+BASIS = "reduction", "shared_basis", "center_basis", "basis_gradient", "basis_seed", "calibration_steps"
 GATES = "explained", "max_kept_dim", "image_gate"
-CARRY = "carry_scale", "calibrate_carry", "learn_carry_scale", "carried", "carry_norm"
+CARRY = "carry_scale", "calibrate_carry", "learn_carry_scale", "carried", "carry_norm", "detach_carried"
 
 
 def check(method: ViaPT) -> None:
@@ -40,6 +40,11 @@ def check(method: ViaPT) -> None:
         ),
         ("reduction", method.reduction in REDUCTIONS, f"one of {reductions}"),
         ("reduction", not adaptive or method.reduction == "running", "running, with kept_dim = adaptive"),
+        (
+            "basis_gradient",
+            not method.basis_gradient or not (adaptive or method.shared_basis),
+            "False with kept_dim = adaptive, whose gates follow single axes, and with shared_basis, of no one block",
+        ),
         ("calibration_steps", method.calibration_steps >= 1, "at least 1"),
         ("carry_scale", math.isfinite(method.carry_scale), "a finite number"),
         ("generator_width", method.generator_width >= 1, "at least 1"),
@@ -71,7 +76,11 @@ def without_effect(method: ViaPT) -> dict[str, str]:
     adaptive = isinstance(m, str)
     estimated = isinstance(m, str) or (method.reduction == "running" and m < method.dim)
     if not estimated:
-        idle["center_basis"] = "no subspace is estimated"
+        idle |= dict.fromkeys(("center_basis", "basis_gradient"), "no subspace is estimated")
+    elif method.initial_prompts == "tokens":
+        idle["basis_gradient"] = "with initial_prompts = tokens subspaces are estimated before anything is learned"
+    elif method.wide and method.detach_carried:
+        idle["basis_gradient"] = "with detach_carried no gradient reaches the prompts that the subspaces are taken from"
     if not estimated and not method.calibrate_carry and method.carried == "all":
         idle["calibration_steps"] = "nothing is estimated"
     if not adaptive:
@@ -83,7 +92,7 @@ def without_effect(method: ViaPT) -> dict[str, str]:
     if m == method.dim and not method.wide:
         idle["fresh_rows"] = f"with kept_dim = {m} there are no fresh parameters"
     if method.carry_scale == 0 and not method.learn_carry_scale:
-        names = "calibrate_carry", "carried", "carry_norm"
+        names = "calibrate_carry", "carried", "carry_norm", "detach_carried"
         if method.wide and method.fresh_dim == "full":  # and nothing has to make room
             names = (*names, *BASIS, *GATES, "kept_dim")
         idle |= dict.fromkeys(names, "with carry_scale = 0 nothing is carried")
