@@ -128,13 +128,8 @@ def take(page: Page, name: str, height: int | None = None) -> None:
     page.mouse.move(0, 0)
     page.wait_for_timeout(500)
     path = HERE / f"{name}.png"
-    seen = {
-        "x": 0.0,
-        "y": 0.0,
-        "width": 1.0 * SIZE["width"],
-        "height": height or page.evaluate("document.body.offsetHeight"),
-    }
-    page.screenshot(path=path, full_page=True, clip=seen)
+    high = height or page.evaluate("document.body.offsetHeight")
+    page.screenshot(path=path, full_page=True, clip={"x": 0, "y": 0, "width": SIZE["width"], "height": high})
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
