@@ -164,7 +164,7 @@ async def client(
         while due < end or least > 0:
             least -= 1
             await asyncio.sleep(due - time.monotonic())
-            (kind,) = draw.choices(list(SHARES), SHARES.values())
+            (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
             tally.counts[kind] += 1
             if kind == "vanish":
                 await vanish(world, draw)
@@ -202,7 +202,7 @@ async def succeed(
             return
         attempts -= 1
         if attempts == 0 or (response is not None and response.status_code < 500):
-            tally.lost.append(broken or f"{response.status_code} {response.text[:200]}")
+            tally.lost.append(broken if response is None else f"{response.status_code} {response.text[:200]}")
             return
         tally.counts["again"] += 1
 

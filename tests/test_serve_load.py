@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import socket
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ import pytest
 import uvicorn
 
 from cli_cases import write_backbone
+from serve_cases import PATIENCE
 from viapt.multitask import MultiTask
 from viapt.serve.app import create_app
 
@@ -87,8 +89,22 @@ def test_the_clients_see_a_wrong_answer(bench: tuple[Any, Any], world: Any) -> N
     assert not tally.waits and tally.lost
 
 
-def test_a_refusal_reaches_a_client_that_is_still_sending(world: Any) -> None:
-    """A connection that is closed on unread bytes would be reset, often before the answer is read."""
-    for _ in range(5):
-        response = httpx.post(f"{world.url}/v1/classify", files={"images": bytes(8 * 2**20)})
-        assert response.status_code == 401 and response.json()["error"]["code"] == "unauthorised"
+@pytest.mark.parametrize(
+    ("path", "token", "size", "status", "code"),
+    [
+        ("/v1/classify", False, 8, 401, "unauthorised"),
+        ("/v1/classify", True, 40, 413, "request_too_large"),
+    ],
+)
+def test_a_refusal_reaches_a_client_that_is_still_sending(
+    world: Any, path: str, token: bool, size: int, status: int, code: str
+) -> None:
+    """Also one that reads nothing before it has sent everything: it must not find the connection reset."""
+    address = httpx.URL(world.url)
+    head = [f"POST {path} HTTP/1.1", "Host: test", f"Content-Length: {size * 2**20}"]
+    head += [f"Authorization: Bearer {world.token}"] if token else []
+    with socket.create_connection((address.host, address.port), timeout=PATIENCE) as connection:
+        connection.sendall("\r\n".join([*head, "", ""]).encode() + bytes(size * 2**20))
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(10_000), b""))
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()) and code.encode() in answer

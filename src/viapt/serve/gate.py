@@ -66,7 +66,7 @@ class Gate:
         async def unhurried(message: Message) -> None:
             last = message["type"] == "http.response.body" and not message.get("more_body", False)
             if last and not body.complete:
-                await send(message | {"more_body": True})
+                await send({**message, "more_body": True})
                 await body.drain()
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
@@ -78,7 +78,7 @@ class Gate:
             self.check(scope)
         except Problem as problem:
             response = problem.response()
-            response.headers["Connection"] = "close"  # its body may be too long to wait for
+            response.headers["Connection"] = "close"  # its body may take longer than anybody waits
             await response(scope, body, unhurried)
             return
         self.inside += 1
@@ -158,15 +158,21 @@ class Body:
         self.bytes += len(message.get("body", b""))
         if self.bytes > self.limits.request_bytes:
             raise too_large(self.limits)
-        self.complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        self.complete = is_last(message)
         return message
 
     async def drain(self) -> None:
-        """Let the rest pass by: as many bytes again at most, and for `LINGER` seconds at most."""
-        self.bytes, self.deadline = 0, time.monotonic() + LINGER
-        with contextlib.suppress(Problem):
-            while not self.complete:
-                await self()
+        """Let the rest pass by, for `LINGER` seconds at most; nothing of it is kept."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while not self.complete:
+                    self.complete = is_last(await self.receive())
+                    await asyncio.sleep(0)  # or what is always there would never be too late
+
+
+def is_last(message: Message) -> bool:
+    """Whether no more of a body comes after this."""
+    return message["type"] == "http.disconnect" or not message.get("more_body", False)
 
 
 CLOSE = {"Connection": "close"}
