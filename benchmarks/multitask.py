@@ -1,13 +1,14 @@
 """What many tasks on one backbone cost: throughput of a batch whose images belong to as many tasks as can be.
 
     python benchmarks/multitask.py                                    # 200 tasks on ViT-S/16
-    python benchmarks/multitask.py --json benchmarks/results/multitask.json
+    python benchmarks/multitask.py --cpu-time --turns 3 --json benchmarks/results/multitask.json
 
 one      all images of the batch for one task, by `MultiTask`
 alone    the same by that task's own model, without `MultiTask`
 many     each image for another task: a different choice of tasks in every turn
 
-`x one` is the time beside that of `one`. `MiB per task` is what the process grows by while tasks are added, and
+`x one` is the time beside that of `one`, by the clock on the wall, or with `--cpu-time` by what the process computed,
+which others on the same cores disturb less. `MiB per task` is what the process grows by while tasks are added, and
 `adapter MiB` what their tensors hold. Weights and adapters are random; variants take turns.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -85,15 +87,17 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     precision = str(resolve_precision(args.precision, torch.device("cpu"))).removeprefix("torch.")
+    clock = time.process_time if args.cpu_time else time.perf_counter
     rows = []
     for kind in args.methods:
         backbone = viapt.create_backbone(args.backbone, pretrained=False).to(getattr(torch, precision))
         tasks, memory = filled(backbone, METHODS[kind], args)
         for count in args.batch:
-            times = measure.in_turns(steps(tasks, count), args.turns)
+            times = measure.in_turns(steps(tasks, count), args.turns, clock)
             results = {name: measure.summary(took, count) for name, took in times.items()}
             for name, result in results.items():
                 ratio = result["seconds"] / results["one"]["seconds"]
@@ -101,7 +105,9 @@ def main() -> None:
     print(f"\n{args.backbone}, {precision}, {args.tasks} tasks of {args.classes} classes")
     columns = {"methods": "", "variant": "", "batch": "", "seconds": ".4f", "images_per_second": ".1f", "x one": ".3f"}
     measure.table(rows, columns | {"MiB per task": ".2f", "adapter MiB": ".2f"})
-    settings = {key: getattr(args, key) for key in ("backbone", "tasks", "batch", "classes", "methods", "turns")}
+    settings = {
+        key: getattr(args, key) for key in ("backbone", "tasks", "batch", "classes", "methods", "turns", "cpu_time")
+    }
     measure.write(args.json, settings | {"precision": precision}, rows=rows)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi import Path as InPath
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from viapt.inference import Policy
@@ -37,11 +37,13 @@ from viapt.serve.teaching import Teacher
 from viapt.serve.teaching_routes import add_teaching, offered
 
 T = TypeVar("T")
-LARGEST_SEED = 2**63 - 1
+LARGEST_SEED = 2**63  # a schema says it as a float, which this is exactly
 Name = Annotated[str, InPath(pattern=r"^[^/\x00-\x1f]{1,100}$", description="Of the task.")]
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody} for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503, 504)
 }
+
+TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 def create_app(
@@ -123,21 +125,21 @@ def create_app(
 def add_status(app: FastAPI, service: Service) -> None:
     """What those who run the process ask for."""
 
-    @app.get("/healthz", response_model=Status)
+    @app.get("/healthz", response_model=Status, responses={503: {"model": Status}})
     async def health() -> Any:
         """Whether the process computes; if not, restart it."""
         return Status(status="ok") if service.batcher.alive else JSONResponse({"status": "broken"}, 503)
 
-    @app.get("/readyz", response_model=Status)
+    @app.get("/readyz", response_model=Status, responses={503: {"model": Status}})
     async def readiness() -> Any:
         """Whether to send requests here."""
         return Status(status="ready") if service.batcher.alive else JSONResponse({"status": "broken"}, 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> PlainTextResponse:
+    @app.get("/metrics", response_class=Response, responses={200: TEXT})
+    async def metrics() -> Response:
         """For Prometheus."""
         service.metrics.tasks.set(len(service.tasks))
-        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def add_tasks(app: FastAPI, service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import time
 from typing import Any
@@ -16,6 +17,7 @@ from viapt.serve.page import is_page
 from viapt.serve.problems import Problem
 
 OPEN = ("/healthz", "/readyz")  # for whoever starts and watches the process: they tell nothing else
+LINGER = 5.0  # seconds that the rest of a body may take after the answer
 
 
 class Gate:
@@ -54,20 +56,34 @@ class Gate:
             self.metrics.seconds.labels(route).observe(time.monotonic() - began)
 
     async def guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or say why not."""
+        """Let a request in, or say why not.
+
+        An answer whose request has not been read to its end is sent at once, but the rest is let pass by before the
+        connection may close: one that is closed on unread bytes is reset, and its client might never see the answer.
+        """
+        body = Body(receive, self.limits)
+
+        async def unhurried(message: Message) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if last and not body.complete:
+                await send({**message, "more_body": True})
+                await body.drain()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+            await send(message)
+
         if scope["path"] in OPEN:
-            await self.app(scope, receive, send)
+            await self.app(scope, body, unhurried)
             return
         try:
             self.check(scope)
         except Problem as problem:
             response = problem.response()
-            response.headers["Connection"] = "close"  # its body is never read
-            await response(scope, receive, send)
+            response.headers["Connection"] = "close"  # its body may take longer than anybody waits
+            await response(scope, body, unhurried)
             return
         self.inside += 1
         try:
-            await self.app(scope, Body(receive, self.limits), send)
+            await self.app(scope, body, unhurried)
         finally:
             self.inside -= 1
 
@@ -142,8 +158,21 @@ class Body:
         self.bytes += len(message.get("body", b""))
         if self.bytes > self.limits.request_bytes:
             raise too_large(self.limits)
-        self.complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        self.complete = is_last(message)
         return message
+
+    async def drain(self) -> None:
+        """Let the rest pass by, for `LINGER` seconds at most; nothing of it is kept."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while not self.complete:
+                    self.complete = is_last(await self.receive())
+                    await asyncio.sleep(0)  # or what is always there would never be too late
+
+
+def is_last(message: Message) -> bool:
+    """Whether no more of a body comes after this."""
+    return message["type"] == "http.disconnect" or not message.get("more_body", False)
 
 
 CLOSE = {"Connection": "close"}

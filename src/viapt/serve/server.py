@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 
 import uvicorn
@@ -31,6 +32,8 @@ def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
         timeout_graceful_shutdown=int(limits.timeout) + 5,
     )
     server = uvicorn.Server(config)
+    gc.collect()
+    gc.freeze()  # what there is now stays; looking at all of it again would hold every request up for a moment
     signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn raises again when all is done
     try:
         asyncio.run(server.serve())

@@ -1,0 +1,233 @@
+"""A service under load: right answers, flat memory, and how long clients wait at 70 % of what it can do.
+
+    python benchmarks/serve.py --json benchmarks/results/serve.json   # ten minutes, 32 clients
+    python benchmarks/serve.py --backbone vit_tiny_patch16_224 --seconds 30 --warm-up 5 --capacity-seconds 10
+
+`viapt serve` runs in a process of its own with random adapters of several methods on a random backbone. 32 clients
+(`service_load.py` says what they ask) first send one request after the other: that is the capacity. Then they send at
+a part of it, while now and then a further task is loaded, replaced and unloaded; then at full speed again. Every answer
+is compared with the offline prediction of its task alone.
+
+capacity after   beside `capacity`: whether the machine was as fast at the end as in the beginning
+cores            that the server's process had, at full speed before and after, and under the load
+p50, p90, p99    of the seconds since a good request was due; `as sent`: since it was sent
+furthest         of a probability from the offline prediction
+growth           of the server's resident memory from the first tenth under the load to the last
+range            from the smallest to the largest mean of a tenth, as a part of the mean of all
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import measure
+import viapt
+from service_load import Tally, Wait, World, load, pictures, predicted
+
+METHODS = ["viapt", "vpt-deep", "vpt-shallow", "linear"]
+TOKEN = "a-token-of-this-benchmark"
+SPARE = "spare"  # the task that comes and goes
+SWAP = 10.0  # seconds between its changes
+PICTURES = 24
+
+
+def write_adapters(folder: Path, backbone: str, count: int, **options: Any) -> dict[str, Path]:
+    """Random adapters whose answers are unlike each other: name -> folder."""
+    frozen = viapt.create_backbone(backbone, **options)
+    found = {}
+    for number in range(count):
+        model = viapt.create_model(frozen, METHODS[number % len(METHODS)], classes=10, precision="float32")
+        model.head.weight.data.normal_(0, 0.2)
+        found[f"task{number}"] = model.save_pretrained(folder / f"task{number}")
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def started(folder: Path, port: int, threads: int) -> subprocess.Popen[bytes]:
+    """The service, when it is ready."""
+    command = [sys.executable, "-m", "viapt", "serve", str(folder), "--port", str(port), "--root", str(folder)]
+    environment = os.environ | {"VIAPT_TOKEN": TOKEN, "OMP_NUM_THREADS": str(threads), "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/readyz").raise_for_status()
+            return process
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    sys.exit("the service did not start")
+
+
+def resident(pid: int) -> float:
+    """MiB of a process (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+async def watch(pid: int, samples: list[float]) -> None:
+    while True:
+        samples.append(resident(pid))
+        await asyncio.sleep(1)
+
+
+async def swap(world: World, refusals: list[str]) -> None:
+    """Load, replace and unload a task."""
+    headers = {"Authorization": f"Bearer {world.token}"}
+    calls: list[dict[str, Any]] = [
+        {"method": "PUT", "json": {"directory": world.tasks[0]}},
+        {"method": "PUT", "json": {"directory": world.tasks[1], "replace": True}},
+        {"method": "DELETE"},
+    ]
+    async with httpx.AsyncClient(base_url=world.url, headers=headers, timeout=120) as http:
+        while True:
+            for call in calls:
+                await asyncio.sleep(SWAP)
+                response = await http.request(url=f"/v1/tasks/{SPARE}", **call)
+                if response.status_code != 200:
+                    refusals.append(f"{call}: {response.status_code} {response.text[:200]}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """That a process has computed, on all threads (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def phase(
+    world: World, pid: int, args: argparse.Namespace, seconds: float, rate: float | None, seed: int
+) -> tuple[Tally, float, float]:
+    """Some load: what came of it, requests a second and cores in use, until the last answer."""
+    began, before = time.monotonic(), cpu_seconds(pid)
+    tally = await load(world, args.clients, seconds, rate, seed=seed)
+    took = time.monotonic() - began
+    pace, cores = answered(tally) / took, (cpu_seconds(pid) - before) / took
+    say(f"{pace:.2f} requests/s on {cores:.2f} cores, p50 {quantile(tally.waits, 0.5):.3f} s, {dict(tally.counts)}")
+    return tally, pace, cores
+
+
+async def measured(world: World, pid: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Warm-up, capacity, the load, and the capacity again."""
+    warm, *_ = await phase(world, pid, args, args.warm_up, None, 0)
+    full, capacity, full_cores = await phase(world, pid, args, args.capacity_seconds, None, 1)
+    samples: list[float] = []
+    refusals: list[str] = []
+    beside = [asyncio.create_task(watch(pid, samples)), asyncio.create_task(swap(world, refusals))]
+    under, rate, cores = await phase(world, pid, args, args.seconds, capacity * args.part, 2)
+    for task in beside:
+        task.cancel()
+    await asyncio.gather(*beside, return_exceptions=True)
+    again, capacity_after, cores_after = await phase(world, pid, args, args.capacity_seconds, None, 3)
+    parts = [warm, full, under, again]
+    faults = {
+        "lost": [case for part in parts for case in part.lost],
+        "wrong": [case for part in parts for case in part.wrong],
+        "refused_changes_of_tasks": refusals,
+    }
+    speeds = {"capacity": capacity, "capacity after": capacity_after, "rate": rate}
+    speeds |= {"cores": [full_cores, cores_after], "cores under the load": cores}
+    furthest = {"furthest": max(part.furthest for part in parts)}
+    return speeds | summary(under) | memory(samples) | counted(faults) | furthest
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def counted(faults: dict[str, list[str]]) -> dict[str, int]:
+    """How many of each; what they were is said."""
+    for kind, cases in faults.items():
+        for case in cases[:5]:
+            say(f"{kind}: {case}")
+    return {kind: len(cases) for kind, cases in faults.items()}
+
+
+def quantile(waits: Sequence[Wait], part: float, since: str = "due") -> float:
+    """Of the seconds that answers took."""
+    values = sorted(getattr(wait, since) for wait in waits)
+    return values[min(len(values) - 1, int(len(values) * part))] if values else float("nan")
+
+
+def answered(tally: Tally) -> int:
+    """How many requests there were, each once."""
+    return tally.counts.total() - tally.counts["busy"] - tally.counts["again"]
+
+
+def summary(tally: Tally) -> dict[str, Any]:
+    """How many requests there were, and how long the good ones waited."""
+    by_kind: dict[str, list[Wait]] = {}
+    for wait in tally.waits:
+        by_kind.setdefault(wait.kind, []).append(wait)
+    return {
+        "requests": answered(tally),
+        "answers": len(tally.waits),
+        "kinds": dict(sorted(tally.counts.items())),
+        **quantiles(tally.waits),
+        "as sent": quantiles(tally.waits, "sent"),
+        "by kind": {kind: quantiles(waits) for kind, waits in sorted(by_kind.items())},
+    }
+
+
+def quantiles(waits: Sequence[Wait], since: str = "due") -> dict[str, float]:
+    p50, p90, p99, longest = (quantile(waits, part, since) for part in (0.5, 0.9, 0.99, 1.0))
+    return {"p50": p50, "p90": p90, "p99": p99, "longest": longest, "p99 / p50": p99 / p50}
+
+
+def memory(samples: list[float]) -> dict[str, float]:
+    """Of the server, in MiB, by tenths of the time."""
+    size = max(1, len(samples) // 10)
+    tenths = [statistics.fmean(samples[k : k + size]) for k in range(0, len(samples) - size + 1, size)]
+    spread = (max(tenths) - min(tenths)) / statistics.fmean(tenths)
+    return {"MiB first": tenths[0], "MiB last": tenths[-1], "growth": tenths[-1] / tenths[0] - 1, "range": spread}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="vit_small_patch16_224")
+    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--warm-up", type=float, default=30)
+    parser.add_argument("--capacity-seconds", type=float, default=60)
+    parser.add_argument("--part", type=float, default=0.7, help="of the capacity")
+    parser.add_argument("--threads", type=int, default=1, help="of the service's passes")
+    parser.add_argument("--note", default="", help="what else the machine did meanwhile")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = write_adapters(Path(folder), args.backbone, args.tasks, pretrained=False)
+        shown = pictures(PICTURES)
+        port = free_port()
+        world = World(f"http://127.0.0.1:{port}", TOKEN, shown, predicted(adapters, shown))
+        process = started(Path(folder), port, args.threads)
+        try:
+            result = asyncio.run(measured(world, process.pid, args))
+            process.send_signal(signal.SIGTERM)
+            result["exit code"] = process.wait(60)
+        finally:
+            process.kill()
+    print(json.dumps(result, indent=2))
+    settings = {key: value for key, value in vars(args).items() if key != "json"}
+    measure.write(args.json, settings, result=result)
+
+
+if __name__ == "__main__":
+    main()

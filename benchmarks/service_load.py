@@ -1,0 +1,258 @@
+"""Clients of a service that check every answer: mixed requests, some of them wrong on purpose, at full speed or a rate.
+
+one        one picture for one task            several    three pictures for one task
+tasks      one picture for three tasks         rounds     one picture, three samples and their spread
+token      a wrong token: 401                  truncated  a damaged picture: 422
+unknown    a task that is not there: 404       bomb       a picture with too many pixels: 422
+vanish     the client goes away in the middle of its upload, or before the answer
+
+A good request is one row through the backbone or three. One that the service is too busy for (429, 503) is sent again
+when it says so. What has no right answer in the end is lost; an answer that is not the offline prediction is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+import viapt
+
+SHARES = {"one": 50, "several": 20, "tasks": 12, "rounds": 8, "token": 2, "truncated": 2, "unknown": 2, "bomb": 2}
+SHARES |= {"vanish": 2}
+FAULTS = {
+    "token": (401, "unauthorised"),
+    "truncated": (422, "unreadable_image"),
+    "unknown": (404, "unknown_task"),
+    "bomb": (422, "unreadable_image"),
+}
+SEVERAL, SEED = 3, 5  # pictures, tasks or rounds
+BUSY = (429, 503)
+TOLERANCE = 1e-4  # of a probability in float32: batches differ, and with them the rounding
+
+
+@dataclass(frozen=True)
+class World:
+    """What may be asked, and what is right.
+
+    Attributes:
+        pictures: encoded.
+        expected: (task, policy) -> for each picture, class -> probability.
+    """
+
+    url: str
+    token: str
+    pictures: Sequence[bytes]
+    expected: Mapping[tuple[str, str], Sequence[Mapping[str, float]]]
+
+    @property
+    def tasks(self) -> list[str]:
+        return sorted({task for task, _ in self.expected})
+
+
+@dataclass(frozen=True)
+class Wait:
+    """For an answer to a good request, repetitions included: seconds since it was due, and since it was sent, which is
+    later where a client still waited for the answer before.
+    """
+
+    kind: str
+    due: float
+    sent: float
+
+
+@dataclass
+class Tally:
+    """What came of the requests.
+
+    Attributes:
+        waits: for each answer to a good request.
+        furthest: of a probability from the offline prediction.
+        counts: of requests by kind, of "busy" answers and of connections that broke and were made "again".
+        wrong, lost: what happened, in words.
+    """
+
+    waits: list[Wait] = field(default_factory=list)
+    furthest: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+def predicted(adapters: Mapping[str, Path], pictures: Sequence[bytes], **options: Any) -> dict[tuple[str, str], Any]:
+    """The offline predictions, each task alone: `World.expected`.
+
+    Args:
+        options: of `viapt.load`.
+    """
+    expected = {}
+    for task, folder in adapters.items():
+        model = viapt.load(folder, **options)
+        for policy in ("mean", "multi"):
+            found = model.predict(list(pictures), policy, SEVERAL, SEED).probabilities.tolist()
+            expected[task, policy] = [dict(zip(model.classes, row, strict=True)) for row in found]
+    return expected
+
+
+def pictures(count: int, size: tuple[int, int] = (160, 120)) -> list[bytes]:
+    """JPEG files of smooth noise."""
+    found = []
+    for seed in range(count):
+        coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        found.append(file.getvalue())
+    return found
+
+
+def bomb() -> bytes:
+    """A file of a few kilobytes that is a picture of 36 million pixels."""
+    file = io.BytesIO()
+    Image.new("1", (6000, 6000)).save(file, "PNG")
+    return file.getvalue()
+
+
+async def load(
+    world: World,
+    clients: int,
+    seconds: float,
+    rate: float | None = None,
+    *,
+    least: int = 1,
+    attempts: int = 2,
+    seed: int = 0,
+) -> Tally:
+    """So many clients at the same time, each with one request after the other.
+
+    Args:
+        rate: requests a second, of all clients together, each at an even pace; None: each sends the next one when it
+            has its answer.
+        least: requests of each client, however long they take.
+        attempts: how often a good request whose connection breaks, or that meets a 5xx, is sent at most.
+    """
+    tally, heavy = Tally(), bomb()
+    gap, end = None if rate is None else clients / rate, time.monotonic() + seconds
+    draws = [random.Random(f"{seed} {k}") for k in range(clients)]
+    await asyncio.gather(*(client(world, draw, heavy, end, gap, least, attempts, tally) for draw in draws))
+    return tally
+
+
+async def client(
+    world: World,
+    draw: random.Random,
+    heavy: bytes,
+    end: float,
+    gap: float | None,
+    least: int,
+    attempts: int,
+    tally: Tally,
+) -> None:
+    """One client, until the end."""
+    headers = {"Authorization": f"Bearer {world.token}"}
+    due = time.monotonic() + draw.uniform(0, gap or 0)
+    async with httpx.AsyncClient(base_url=world.url, headers=headers, timeout=120, verify=False) as http:
+        while due < end or least > 0:
+            least -= 1
+            await asyncio.sleep(due - time.monotonic())
+            (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
+            tally.counts[kind] += 1
+            if kind == "vanish":
+                await vanish(world, draw)
+            elif kind in FAULTS:
+                await fail(http, world, kind, heavy, draw, tally)
+            else:
+                await succeed(http, world, kind, draw, due, attempts, tally)
+            due = time.monotonic() if gap is None else due + gap
+
+
+async def succeed(
+    http: httpx.AsyncClient, world: World, kind: str, draw: random.Random, due: float, attempts: int, tally: Tally
+) -> None:
+    """A good request, until it is answered."""
+    tasks = draw.sample(world.tasks, SEVERAL if kind == "tasks" else 1)
+    chosen = draw.sample(range(len(world.pictures)), SEVERAL if kind == "several" else 1)
+    policy = "multi" if kind == "rounds" else "mean"
+    fields = {"tasks": tasks, "policy": policy, "rounds": str(SEVERAL), "seed": str(SEED)}
+    files = [("images", (str(k), world.pictures[k])) for k in chosen]
+    sent = time.monotonic()
+    while True:
+        response, broken = None, ""
+        try:
+            response = await http.post("/v1/classify", data=fields, files=files)
+        except httpx.HTTPError as error:
+            broken = repr(error)
+        if response is not None and response.status_code in BUSY:
+            tally.counts["busy"] += 1
+            await asyncio.sleep(int(response.headers.get("Retry-After", 1)))
+            continue
+        if response is not None and response.status_code == 200:
+            now = time.monotonic()
+            tally.waits.append(Wait(kind, now - due, now - sent))
+            compare(world, response.json(), tasks, chosen, policy, tally)
+            return
+        attempts -= 1
+        if attempts == 0 or (response is not None and response.status_code < 500):
+            tally.lost.append(broken if response is None else f"{response.status_code} {response.text[:200]}")
+            return
+        tally.counts["again"] += 1
+
+
+def compare(
+    world: World, answer: dict[str, Any], tasks: Sequence[str], chosen: Sequence[int], policy: str, tally: Tally
+) -> None:
+    """Note how far an answer is from the offline prediction, and whether that is wrong."""
+    asked = [(str(k), sorted(tasks)) for k in chosen]
+    if (given := [(image["name"], sorted(image["tasks"])) for image in answer["images"]]) != asked:
+        tally.wrong.append(f"{given} instead of {asked}")
+        return
+    for image, k in zip(answer["images"], chosen, strict=True):
+        for task, found in image["tasks"].items():
+            expected, given = world.expected[task, policy][k], found["probabilities"]
+            furthest = max(abs(expected[name] - given.get(name, 9.0)) for name in expected)
+            tally.furthest = max(tally.furthest, furthest)
+            if furthest > TOLERANCE or given[found["label"]] != max(given.values()):
+                tally.wrong.append(f"{task}, picture {k}, {policy}: {furthest:.2g} from the prediction")
+
+
+async def fail(
+    http: httpx.AsyncClient, world: World, kind: str, heavy: bytes, draw: random.Random, tally: Tally
+) -> None:
+    """A request that must be refused, in the one form that errors have."""
+    good = draw.choice(world.pictures)
+    data = {"truncated": good[: len(good) // 2], "bomb": heavy}.get(kind, good)
+    headers = {"Authorization": "Bearer a-token-that-is-wrong"} if kind == "token" else None
+    fields = {"tasks": "no such task" if kind == "unknown" else world.tasks[0]}
+    try:
+        response = await http.post("/v1/classify", data=fields, files={"images": ("x", data)}, headers=headers)
+    except httpx.HTTPError as error:
+        tally.lost.append(f"{kind}: {error!r}")
+        return
+    if response.status_code in BUSY:
+        tally.counts["busy"] += 1
+        return
+    if (response.status_code, response.json()["error"]["code"]) != FAULTS[kind]:
+        tally.wrong.append(f"{kind}: {response.status_code} {response.text[:200]}")
+
+
+async def vanish(world: World, draw: random.Random) -> None:
+    """Send half of a request, or all of it, and go."""
+    files = {"images": ("x", draw.choice(world.pictures))}
+    request = httpx.Request("POST", f"{world.url}/v1/classify", files=files)
+    body, where = request.read(), request.url
+    head = [f"POST {where.path} HTTP/1.1", f"Host: {where.host}", f"Authorization: Bearer {world.token}"]
+    head += [f"Content-Type: {request.headers['content-type']}", f"Content-Length: {len(body)}", "", ""]
+    _, writer = await asyncio.open_connection(where.host, where.port)
+    writer.write("\r\n".join(head).encode() + body[: draw.choice([len(body) // 2, len(body)])])
+    await writer.drain()
+    await asyncio.sleep(0.02)
+    writer.close()
