@@ -1,12 +1,21 @@
-"""Where rows are made."""
+"""Where rows are made: in this process, or by the processes of a Ray cluster."""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from viapt.batch.rows import Job, Model, Step, predict_rows
 from viapt.data.streams import Reference
+from viapt.errors import ViaptError
+from viapt.ray_cluster import connect, import_ray
+
+AHEAD = 32  # parts for each process that Ray is given at once: so many names are in memory
+RETRIES = 3  # of a part, after the death of its process or node
 
 
 class Part(NamedTuple):
@@ -38,3 +47,80 @@ class LocalEngine:
     def run(self, job: Job, parts: Iterable[Part], step: Step) -> Iterator[tuple[int, bytes]]:
         for number, images in parts:
             yield number, predict_rows(job, self.model, self.options, images, step)
+
+
+class RayEngine:
+    """By Ray Data, in `workers` processes that each open the model once; one that dies is replaced.
+
+    Adapter, weights and images must have the same paths on every node.
+
+    Args:
+        address: of a cluster, as `ray.init` takes it; None: one on this machine.
+        workers: processes at a time.
+        gpus: GPUs of each, for instance 0.5.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+
+    def __init__(self, address: str | None, workers: int, gpus: float = 0.0) -> None:
+        import_ray("ray.data")
+        self.address, self.workers, self.gpus = address, workers, gpus
+
+    def run(self, job: Job, parts: Iterable[Part], step: Step) -> Iterator[tuple[int, bytes]]:
+        waiting = iter(parts)
+        wave = list(islice(waiting, AHEAD * self.workers))
+        if not wave:
+            return
+        ray = connect(self.address, self.workers)
+        try:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            while wave:
+                yield from self.mapped(ray, job, wave, step)
+                wave = list(islice(waiting, AHEAD * self.workers))
+        except ray.exceptions.RayError as error:
+            raise ours(error) or error from error
+        finally:
+            ray.shutdown()
+
+    def mapped(self, ray: Any, job: Job, wave: list[Part], step: Step) -> Iterator[tuple[int, bytes]]:
+        """Some parts, spread over the processes."""
+        rows = [{"number": part.number, "images": json.dumps(list(map(absolute, part.images)))} for part in wave]
+        sizes = {part.number: len(part.images) for part in wave}
+        pool = ray.data.ActorPoolStrategy(size=min(self.workers, len(wave)))
+        room = {"num_cpus": 1, "max_restarts": RETRIES, "max_task_retries": RETRIES}
+        room |= {"num_gpus": self.gpus} if self.gpus else {}
+        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            Worker, fn_constructor_args=(job,), compute=pool, **room
+        )
+        for row in made.iter_rows():
+            step(sizes[row["number"]])
+            yield row["number"], row["rows"]
+
+
+class Worker:
+    """A process of the cluster, and its model."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.model, self.options = job.open()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The rows of a part."""
+        images = [Reference(*image) for image in json.loads(row["images"])]
+        return {"number": row["number"], "rows": predict_rows(self.job, self.model, self.options, images)}
+
+
+def absolute(image: Reference) -> Reference:
+    """The same for processes with another working directory."""
+    return image._replace(path=str(Path(image.path).absolute()))
+
+
+def ours(error: BaseException | None) -> ViaptError | None:
+    """The error of ours that Ray wrapped, if it is one."""
+    while error is not None:
+        if isinstance(error, ViaptError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
