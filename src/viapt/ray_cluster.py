@@ -50,8 +50,9 @@ def connect(address: str | None, cpus: int, environment: Mapping[str, str] | Non
     try:
         knock(address or "")
         ray.init(**room, log_to_driver=False, logging_level="error", include_dashboard=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"There is no Ray cluster at {address} ({error})") from error
+    except Exception as error:  # Ray has no class of its own for a start that takes too long
+        wrong = "Ray does not start here" if address is None else f"There is no Ray cluster at {address}"
+        raise ConfigError(f"{wrong} ({error})") from error
     return ray
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from viapt import errors
 from viapt.batch.rows import Job, Model, Step, predict_rows
 from viapt.data.streams import Reference
-from viapt.errors import ViaptError
+from viapt.errors import ConfigError
 from viapt.ray_cluster import connect, import_ray
 
 AHEAD = 32  # parts for each process that Ray is given at once: so many names are in memory
-RETRIES = 3  # of a part, after the death of its process or node
 
 
 class Part(NamedTuple):
@@ -60,7 +61,7 @@ class RayEngine:
         gpus: GPUs of each, for instance 0.5.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed, or while it runs, Ray fails.
     """
 
     def __init__(self, address: str | None, workers: int, gpus: float = 0.0) -> None:
@@ -75,12 +76,14 @@ class RayEngine:
         ray = connect(self.address, self.workers)
         try:
             ray.data.DataContext.get_current().enable_progress_bars = False
-            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are told by what is raised
             while wave:
                 yield from self.mapped(ray, job, wave, step)
                 wave = list(islice(waiting, AHEAD * self.workers))
         except ray.exceptions.RayError as error:
-            raise ours(error) or error from error
+            raise ConfigError(
+                f"The Ray cluster fails: {in_short(error)}", remedy="the same command goes on where it ended"
+            ) from error
         finally:
             ray.shutdown()
 
@@ -89,27 +92,41 @@ class RayEngine:
         rows = [{"number": part.number, "images": json.dumps(list(map(absolute, part.images)))} for part in wave]
         sizes = {part.number: len(part.images) for part in wave}
         pool = ray.data.ActorPoolStrategy(size=min(self.workers, len(wave)))
-        room = {"num_cpus": 1, "max_restarts": RETRIES, "max_task_retries": RETRIES}
-        room |= {"num_gpus": self.gpus} if self.gpus else {}
+        room = {"num_cpus": 1} | ({"num_gpus": self.gpus} if self.gpus else {})
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             Worker, fn_constructor_args=(job,), compute=pool, **room
         )
         for row in made.iter_rows():
+            if row["error"]:
+                kind, found, expected, remedy = json.loads(row["error"])
+                raise getattr(errors, kind)(found, expected=expected, remedy=remedy)
             step(sizes[row["number"]])
             yield row["number"], row["rows"]
 
 
 class Worker:
-    """A process of the cluster, and its model."""
+    """A process of the cluster, and its model.
+
+    Errors of ours come back as values, since Ray wraps exceptions as it likes.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.model, self.options = job.open()
+
+    @cached_property
+    def opened(self) -> tuple[Model, dict[str, Any]]:
+        """The model, and arguments of its `predict`."""
+        return self.job.open()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The rows of a part."""
+        """The rows of a part, or an error in JSON: its class, and what it says."""
         images = [Reference(*image) for image in json.loads(row["images"])]
-        return {"number": row["number"], "rows": predict_rows(self.job, self.model, self.options, images)}
+        try:
+            made, error = predict_rows(self.job, *self.opened, images), ""
+        except errors.ViaptError as found:
+            made = b""
+            error = json.dumps([type(found).__name__, found.found, found.expected, found.remedy])
+        return {"number": row["number"], "rows": made, "error": error}
 
 
 def absolute(image: Reference) -> Reference:
@@ -117,10 +134,7 @@ def absolute(image: Reference) -> Reference:
     return image._replace(path=str(Path(image.path).absolute()))
 
 
-def ours(error: BaseException | None) -> ViaptError | None:
-    """The error of ours that Ray wrapped, if it is one."""
-    while error is not None:
-        if isinstance(error, ViaptError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+def in_short(error: BaseException) -> str:
+    """The first and the last line of an error of Ray's: what failed, and why; between them are tracebacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return ": ".join(dict.fromkeys((lines[0], lines[-1])))

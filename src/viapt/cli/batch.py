@@ -110,11 +110,13 @@ def predict_in_batches(given: Opened, paths: list[str], out: Path, batch_size: i
     from viapt.batch import PART_IMAGES, predict_to_file, showing
     from viapt.batch.rows import Job
     from viapt.data.streams import references
+    from viapt.hub import adapter_folder
     from viapt.tables import say, show
 
     policy = given.options.get("policy") or given.model.policy
     passes, part = bool(given.rule.get("adaptive")), chosen.part or PART_IMAGES
-    adapter, policy_given, rounds, seed, weights, quantise, compiled = given.opening.args
+    place, policy_given, rounds, seed, weights, quantise, compiled = given.opening.args
+    adapter = adapter_folder(place)
     places = adapter.absolute(), policy_given, rounds, seed, weights and weights.absolute(), quantise, compiled
     key = {"adapter": identity(adapter), "paths": paths, "batch_size": batch_size, "part": part, "policy": policy}
     key |= {"quantise": quantise, "compile": compiled} | given.options | given.rule
