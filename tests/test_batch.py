@@ -22,14 +22,14 @@ from pyarrow import parquet
 import viapt
 from cli_cases import write_backbone, write_photos
 from viapt.batch import divided, predict_to_file, rows
-from viapt.batch.engines import LocalEngine, ours
+from viapt.batch.engines import LocalEngine
 from viapt.batch.parts import Parts
 from viapt.batch.rows import Job
 from viapt.cli import main
 from viapt.cli.batch import open_again
 from viapt.cli.use import open_model
 from viapt.data.streams import references
-from viapt.errors import ArtifactError, ConfigError, DataError
+from viapt.errors import ConfigError, DataError
 
 COUNT, PART = 20, 6
 
@@ -203,17 +203,6 @@ def test_images_are_listed_as_they_are_needed(job, photos):
 
     parts = divided(endless(), 7)
     assert next(parts).number == 0 and next(parts).number == 1 and given == 14
-
-
-def test_errors_of_ours_come_out_of_those_of_others():
-    class WrappedError(Exception):
-        cause: Exception
-
-    inner, outer = ArtifactError("x"), WrappedError()
-    outer.cause = inner
-    last = RuntimeError()
-    last.__cause__ = outer
-    assert ours(last) is inner and ours(RuntimeError()) is None
 
 
 def test_killed_in_the_middle_the_same_command_goes_on(adapter, photos, tmp_path):

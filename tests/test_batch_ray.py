@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from pyarrow import parquet
 
 from test_batch import COUNT, adapter, images_in, job, photos, run  # noqa: F401 - fixtures
 from viapt.batch import predict_to_file
 from viapt.batch.engines import LocalEngine, RayEngine
+from viapt.batch.rows import Job
 from viapt.errors import ConfigError, DataError
 
 pytest.importorskip("ray.data", reason="ray is not installed")
@@ -49,3 +51,24 @@ def test_killed_in_the_middle_the_same_command_goes_on_and_gives_the_same_file(a
     found, expected = parquet.read_table(there), parquet.read_table(here)
     assert found.equals(expected) and found.schema.metadata == expected.schema.metadata
     assert not parts.exists()
+
+
+def open_broken(job: Job) -> Any:  # noqa: F811
+    model, options = job.open()
+    with torch.no_grad():
+        model.head.weight.fill_(torch.nan)
+    return model, options
+
+
+def test_errors_come_back_as_they_are_here(job, photos, tmp_path):  # noqa: F811
+    broken = replace(job, open=partial(open_broken, job))
+    with pytest.raises(DataError) as here:
+        predict_to_file(broken, images_in(photos), tmp_path / "here.parquet", LocalEngine(*broken.open()))
+    with pytest.raises(DataError) as there:
+        predict_to_file(broken, images_in(photos), tmp_path / "there.parquet", RayEngine(None, 1))
+    assert vars(there.value) == vars(here.value) and "finite" in here.value.found
+
+
+def test_a_cluster_that_is_not_there(job, photos, tmp_path):  # noqa: F811
+    with pytest.raises(ConfigError, match="no Ray cluster at"):
+        predict_to_file(job, images_in(photos), tmp_path / "p.parquet", RayEngine("127.0.0.1:1", 1))

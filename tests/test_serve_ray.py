@@ -13,19 +13,22 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 from starlette.responses import JSONResponse, PlainTextResponse
 
 import viapt
-from serve_cases import PATIENCE, picture, served, upload, write_adapters
+from serve_cases import PATIENCE, picture, serve, served, upload, write_adapters
 from viapt.cli import main
 from viapt.errors import ConfigError
 from viapt.serve.on_ray import check_free
 from viapt.serve.ray_proxy import Retriable
+from viapt.serve.tasks import adapters_in
 
 pytest.importorskip("ray.serve", reason="ray is not installed")
 
 TOKEN = "a-token-of-some-length"
-HELD = "10000"  # milliseconds that a request of less than a full pass waits for others
+FULL = 8  # pictures, for two tasks: a full pass
+HELD = "15000"  # milliseconds that a request of less than a full pass waits for others
 SAMPLE = re.compile(r'viapt_queue_rows\{replica="(\w+)"\} (\S+)')
 
 
@@ -42,7 +45,7 @@ def expected(adapters: Path) -> dict[tuple[str, int], list[float]]:
     found = {}
     for name in ("paper", "deep"):
         model = viapt.load(adapters / name)
-        for k in range(4):
+        for k in range(FULL):
             found[name, k] = model.predict([picture(k)]).probabilities[0].tolist()
     return found
 
@@ -55,9 +58,9 @@ class World:
         self.client = httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE)
         self.process, self.expected = process, expected
 
-    async def ask(self, first: int, count: int, *tasks: str) -> str:
+    async def ask(self, count: int, *tasks: str) -> str:
         """One request; "" for a right answer, else the code of an error after which it may be sent again."""
-        shown = [picture(first + k) for k in range(count)]
+        shown = [picture(k) for k in range(count)]
         response = await self.client.post("/v1/classify", **upload(*shown, tasks=list(tasks)))
         if response.status_code in (429, 503):
             assert response.headers["retry-after"].isdigit() and list(response.json()) == ["error"], response.text
@@ -68,20 +71,16 @@ class World:
         for k, image in enumerate(images):
             assert sorted(image["tasks"]) == sorted(tasks)
             for task, answer in image["tasks"].items():
-                assert list(answer["probabilities"].values()) == pytest.approx(self.expected[task, first + k], abs=1e-5)
+                assert list(answer["probabilities"].values()) == pytest.approx(self.expected[task, k], abs=1e-5)
         return ""
 
-    async def waiting(self, count: int = 2) -> dict[str, float]:
-        """Rows that wait in each of so many replicas, by their metrics."""
-        rows: dict[str, float] = {}
-        while len(rows) < count:
-            response = await self.client.get("/metrics")
-            if response.status_code == 200:
-                rows |= {name: float(value) for name, value in SAMPLE.findall(response.text)}
-            else:
-                assert response.status_code == 503
-                await asyncio.sleep(0.1)
-        return rows
+    async def waiting(self) -> dict[str, float]:
+        """Rows that wait in each replica, by their metrics; asked at the same time, all replicas answer some."""
+        found: dict[str, float] = {}
+        for response in await asyncio.gather(*(self.client.get("/metrics") for _ in range(8))):
+            assert response.status_code in (200, 503)
+            found |= {name: float(value) for name, value in SAMPLE.findall(response.text)}
+        return found
 
     def replicas(self) -> set[psutil.Process]:
         """Their processes."""
@@ -103,67 +102,79 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_death_of_a_replica_is_told_and_the_other_goes_on(adapters: Path, expected: Any, log: Path) -> None:
-    """Rows = 4: smaller requests wait for others, so that it is known who holds some when it dies."""
-    options = ["--engine", "ray", "--replicas", "2", "--rows", "4", "--wait-ms", HELD]
+    """Smaller requests wait for others, so that both hold some when one dies."""
+    options = ["--engine", "ray", "--replicas", "2", "--rows", str(2 * FULL), "--wait-ms", HELD]
     with served(adapters, log, *options, VIAPT_TOKEN=TOKEN) as (url, process):
-        asyncio.run(scenario(World(url, process, expected)))
-    assert process.returncode == 0
+        world = World(url, process, expected)
+        asyncio.run(scenario(world))
 
 
 async def scenario(world: World) -> None:
-    assert (await httpx.AsyncClient().get(f"{world.client.base_url}/v1/tasks")).status_code in (401, 503)
-    while code := await world.ask(0, 2, "paper", "deep"):
-        assert code == "draining"  # that is: not yet there
-        await asyncio.sleep(0.5)
-    assert (await world.client.get("/v1/tasks", headers={"Authorization": "no"})).status_code == 401
-    refused = await world.client.delete("/v1/tasks/deep")
-    assert refused.status_code == 403 and refused.json()["error"]["code"] == "loading_is_off"
-    await one_dies(world)
-    await world_ends(world)
+    async with world.client:
+        while code := await world.ask(FULL, "paper", "deep"):
+            assert code == "draining"  # that is: not yet there
+            await asyncio.sleep(0.5)
+        assert (await world.client.get("/v1/tasks", headers={"Authorization": "no"})).status_code == 401
+        refused = await world.client.delete("/v1/tasks/deep")
+        assert refused.status_code == 403 and refused.json()["error"]["code"] == "loading_is_off"
+        await one_dies(world)
+        await all_end(world)
 
 
 async def one_dies(world: World) -> None:
-    before = world.replicas()
+    before, held, rows = world.replicas(), [], {}
     assert len(before) == 2
-    held = [asyncio.create_task(world.ask(0, 1, "paper")) for _ in range(4)]
-    while min((named := await world.waiting()).values()) == 0:
-        assert not any(one.done() for one in held), "slower than the requests wait"
+    while len(rows) < 2 or not all(rows.values()):
+        held.append(asyncio.create_task(world.ask(1, "paper")))
+        rows |= await world.waiting()
+        assert len(held) < FULL and not any(one.done() for one in held)
     victim = min(before, key=lambda one: one.pid)
     victim.kill()
 
     back = asyncio.Event()
-    clients = [asyncio.create_task(until(back, world, k)) for k in range(3)]
-    codes = [await one for one in held]
-    assert set(codes) == {"", "replica_died"}
-    while len(world.replicas() - {victim}) < 2 or not set(await world.waiting()) - set(named):
+    clients = [asyncio.create_task(until(back, world)) for _ in range(3)]
+    assert {await one for one in held} == {"", "replica_died"}
+    while len(world.replicas() - {victim}) < 2 or not set(await world.waiting()) - set(rows):
         await asyncio.sleep(0.2)
     back.set()
-    for answered in asyncio.as_completed(clients):
-        assert await answered > 0
+    assert all(await asyncio.gather(*clients))
 
 
-async def until(back: asyncio.Event, world: World, first: int) -> int:
+async def until(back: asyncio.Event, world: World) -> int:
     """Full passes, one after the other; how many were answered."""
     answered = 0
     while not back.is_set():
-        code = await world.ask(first, 2, "paper", "deep")
+        code = await world.ask(FULL, "paper", "deep")
         assert code in ("", "replica_died", "busy")
         answered += not code
         await asyncio.sleep(1.0 if code else 0.05)
     return answered
 
 
-async def world_ends(world: World) -> None:
+async def all_end(world: World) -> None:
     """On SIGTERM what was begun is answered, and nothing is left behind."""
     family = psutil.Process(world.process.pid).children(recursive=True)
-    held = asyncio.create_task(world.ask(1, 1, "deep"))
-    while max((await world.waiting()).values()) == 0:
+    held = asyncio.create_task(world.ask(1, "deep"))
+    while not any((await world.waiting()).values()):
         pass
     world.process.send_signal(signal.SIGTERM)
     assert await held == ""
-    await world.client.aclose()
-    world.process.wait(PATIENCE)
+    assert world.process.wait(PATIENCE) == 0
     assert not psutil.wait_procs(family, PATIENCE)[1]
+
+
+def test_a_replica_keeps_its_tasks_and_says_who_counts(adapters: Path) -> None:
+    async def story(client: httpx.AsyncClient, _: FastAPI) -> None:
+        refused = await client.delete("/v1/tasks/deep")
+        assert refused.status_code == 403 and refused.json()["error"]["code"] == "loading_is_off"
+        assert [task["name"] for task in (await client.get("/v1/tasks")).json()["tasks"]] == ["deep", "paper"]
+        lines = (await client.get("/metrics")).text.splitlines()
+        assert 'viapt_queue_rows{replica="one"} 0.0' in lines
+        assert 'viapt_requests_total{replica="one",route="/v1/tasks/{name}",status="403"} 1.0' in lines
+        assert all('replica="one"' in line for line in lines if not line.startswith("#"))
+
+    backbone = f"local-dir:{adapters.parent / 'tiny'}"
+    serve(adapters_in([adapters]), story, backbone=backbone, replica="one")
 
 
 @pytest.mark.parametrize(
