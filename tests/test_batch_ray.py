@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from pyarrow import parquet
 
 from test_batch import COUNT, adapter, images_in, job, photos, run  # noqa: F401 - fixtures
 from viapt.batch import predict_to_file
-from viapt.batch.engines import LocalEngine, RayEngine
-from viapt.batch.rows import Job
+from viapt.batch.engines import LocalEngine, Part, RayEngine, Worker, taken
 from viapt.errors import ConfigError, DataError
 
 pytest.importorskip("ray.data", reason="ray is not installed")
@@ -53,20 +52,21 @@ def test_killed_in_the_middle_the_same_command_goes_on_and_gives_the_same_file(a
     assert not parts.exists()
 
 
-def open_broken(job: Job) -> Any:  # noqa: F811
-    model, options = job.open()
-    with torch.no_grad():
-        model.head.weight.fill_(torch.nan)
-    return model, options
+def test_errors_come_back_as_they_are_here(job, photos):  # noqa: F811
+    def broken() -> Any:
+        model, options = job.open()
+        with torch.no_grad():
+            model.head.weight.fill_(torch.nan)
+        return model, options
 
-
-def test_errors_come_back_as_they_are_here(job, photos, tmp_path):  # noqa: F811
-    broken = replace(job, open=partial(open_broken, job))
-    with pytest.raises(DataError) as here:
-        predict_to_file(broken, images_in(photos), tmp_path / "here.parquet", LocalEngine(*broken.open()))
+    part = Part(0, list(images_in(photos)()))
+    row = {"number": 0, "images": json.dumps(part.images)}
+    with pytest.raises(DataError, match="finite") as here:
+        list(LocalEngine(*broken()).run(job, [part], lambda _: None))
+    made = Worker(replace(job, open=broken))(row)
     with pytest.raises(DataError) as there:
-        predict_to_file(broken, images_in(photos), tmp_path / "there.parquet", RayEngine(None, 1))
-    assert vars(there.value) == vars(here.value) and "finite" in here.value.found
+        taken(made)
+    assert vars(there.value) == vars(here.value)
 
 
 def test_a_cluster_that_is_not_there(job, photos, tmp_path):  # noqa: F811

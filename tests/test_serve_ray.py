@@ -28,7 +28,7 @@ pytest.importorskip("ray.serve", reason="ray is not installed")
 
 TOKEN = "a-token-of-some-length"
 FULL = 8  # pictures, for two tasks: a full pass
-HELD = "15000"  # milliseconds that a request of less than a full pass waits for others
+HELD = "10000"  # milliseconds that a request of less than a full pass waits for others
 SAMPLE = re.compile(r'viapt_queue_rows\{replica="(\w+)"\} (\S+)')
 
 

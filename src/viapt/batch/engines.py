@@ -97,11 +97,9 @@ class RayEngine:
             Worker, fn_constructor_args=(job,), compute=pool, **room
         )
         for row in made.iter_rows():
-            if row["error"]:
-                kind, found, expected, remedy = json.loads(row["error"])
-                raise getattr(errors, kind)(found, expected=expected, remedy=remedy)
+            made = taken(row)
             step(sizes[row["number"]])
-            yield row["number"], row["rows"]
+            yield row["number"], made
 
 
 class Worker:
@@ -127,6 +125,18 @@ class Worker:
             made = b""
             error = json.dumps([type(found).__name__, found.found, found.expected, found.remedy])
         return {"number": row["number"], "rows": made, "error": error}
+
+
+def taken(made: dict[str, Any]) -> bytes:
+    """The rows that a worker made.
+
+    Raises:
+        ViaptError: the one that it met.
+    """
+    if made["error"]:
+        kind, found, expected, remedy = json.loads(made["error"])
+        raise getattr(errors, kind)(found, expected=expected, remedy=remedy)
+    return made["rows"]
 
 
 def absolute(image: Reference) -> Reference:

@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,8 @@ def deployed(replicas: Replicas, host: str, port: int, address: str | None) -> I
             serve.run(replicas.deployment(), name=NAME, route_prefix="/")
             yield
         finally:
+            with suppress(TimeoutError):  # of Ray's own; whatever is not answered then is cut off
+                serve.delete(NAME)  # after what has begun; `shutdown` alone would not wait for it
             serve.shutdown()
     except RuntimeError as error:
         raise ConfigError(
@@ -140,8 +142,8 @@ def check_free(host: str, port: int) -> None:
 def serve_on_ray(replicas: Replicas, host: str, port: int, address: str | None) -> None:
     """Serve until SIGTERM or SIGINT; arguments and errors as of `deployed`."""
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with deployed(replicas, host, port, address):
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())  # only now, in place of Ray's
         say(f"Listening on http://{host}:{port}")
         while not ended.wait(0.5):
             pass
