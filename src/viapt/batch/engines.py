@@ -93,10 +93,10 @@ class RayEngine:
         sizes = {part.number: len(part.images) for part in wave}
         pool = ray.data.ActorPoolStrategy(size=min(self.workers, len(wave)))
         room = {"num_cpus": 1} | ({"num_gpus": self.gpus} if self.gpus else {})
-        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             Worker, fn_constructor_args=(job,), compute=pool, **room
         )
-        for row in made.iter_rows():
+        for row in mapped.iter_rows():
             made = taken(row)
             step(sizes[row["number"]])
             yield row["number"], made
@@ -135,7 +135,7 @@ def taken(made: dict[str, Any]) -> bytes:
     """
     if made["error"]:
         kind, found, expected, remedy = json.loads(made["error"])
-        raise getattr(errors, kind)(found, expected=expected, remedy=remedy)
+        raise getattr(errors, kind, errors.ViaptError)(found, expected=expected, remedy=remedy)
     return made["rows"]
 
 
