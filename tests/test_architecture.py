@@ -27,6 +27,7 @@ FLOORS: list[set[str]] = [
         "interruption",
         "tables",
         "runtimes",
+        "ray_cluster",
     }
     | {"rounds", "cache_files", "widths"},
     {"methods", "backbones"},

@@ -246,6 +246,8 @@ def test_the_command(adapter, photos, tmp_path, capsys):
     [
         ("--part 3", "--part has no effect without --out"),
         ("--overwrite", "--overwrite has no effect without --out"),
+        ("--engine ray", "--engine has no effect without --out"),
+        ("--out {out} --workers 2", "--workers has no effect with --engine local"),
         ("--out {out} --part 0", "--part 0"),
         ("--out {out} --format csv", "--format has no effect with --out"),
         ("--out {out} --adaptive", "adaptive has no effect on policy mean"),

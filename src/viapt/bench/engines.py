@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from viapt.bench.jobs import Job, Outcome, work
-from viapt.errors import ConfigError
+from viapt.ray_cluster import connect, import_ray
 
 
 @runtime_checkable
@@ -137,21 +136,11 @@ class RayEngine:
     """
 
     def __init__(self, address: str | None, workers: int, threads: int, gpus: float = 0.0) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError(
-                "--engine ray needs ray, which is not installed", remedy="pip install 'viapt[ray]'"
-            ) from error
-        self.ray, self.address, self.workers, self.threads, self.gpus = ray, address, workers, threads, gpus
+        import_ray()
+        self.address, self.workers, self.threads, self.gpus = address, workers, threads, gpus
 
     def __enter__(self) -> RayEngine:
-        room = {"num_cpus": self.workers * self.threads} if self.address is None else {"address": self.address}
-        try:
-            knock(self.address or "")
-            self.ray.init(**room, log_to_driver=False, logging_level="error", include_dashboard=False)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"There is no Ray cluster at {self.address} ({error})") from error
+        self.ray = connect(self.address, self.workers * self.threads)
         options = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": RETRIES, "max_calls": 1}
         self.task = self.ray.remote(**options)(work)
         return self
@@ -163,17 +152,6 @@ class RayEngine:
 
     def submit(self, job: Job) -> Future[dict[str, Any]]:
         return self.task.remote(job.to_dict(), self.threads).future()
-
-
-def knock(address: str) -> None:
-    """See whether anybody listens at "host:port", where Ray would wait for minutes; other addresses are Ray's business.
-
-    Raises:
-        OSError: nobody does.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 RETRIES = 3  # after the death of a node or process; a job that fails by itself is not repeated

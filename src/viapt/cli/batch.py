@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from viapt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from viapt.batch.engines import Engine
     from viapt.batch.rows import Model
 
 batch_option = partial(typer.Option, rich_help_panel="To a Parquet file (extra: batch)")
@@ -22,6 +23,12 @@ Out = Annotated[
 ]
 Part = Annotated[int | None, batch_option(help="Images that are kept together on the way (default: 1024).")]
 Overwrite = Annotated[bool, batch_option("--overwrite", help="Replace the file, and what was begun.")]
+EngineName = Annotated[
+    Literal["local", "ray"] | None, batch_option("--engine", help="This process (default), or a Ray cluster.")
+]
+Address = Annotated[str | None, batch_option(help="Of a Ray cluster (default: one on this machine).")]
+Workers = Annotated[int | None, batch_option(help="Processes on Ray (default: 1).")]
+Gpus = Annotated[float | None, batch_option(help="GPUs of each of them (default: none).")]
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,10 @@ class BatchOptions:
 
     part: int | None
     overwrite: bool
+    engine: str | None
+    address: str | None
+    workers: int | None
+    gpus: float | None
 
     def check(self, out: Path | None, form: str | None) -> None:
         """Refuse what has no effect, or is out of range.
@@ -45,10 +56,26 @@ class BatchOptions:
             return
         if form is not None:
             raise ConfigError("--format has no effect with --out, which writes Parquet", expected="one of them")
-        for name, least in (("part", 1),):
+        if self.engine != "ray":
+            for name in ("address", "workers", "gpus"):
+                if name in given:
+                    raise ConfigError(f"--{name} has no effect with --engine local", expected="--engine ray")
+        for name, least in (("part", 1), ("workers", 1), ("gpus", 0)):
             value = values[name]
             if value is not None and value < least:
                 raise ConfigError(f"--{name} {value}", expected=f"{least} or more")
+
+    def make_engine(self, model: Model, options: dict[str, Any]) -> Engine:
+        """Where the work is done.
+
+        Raises:
+            ConfigError: Ray is not installed.
+        """
+        from viapt.batch.engines import LocalEngine, RayEngine
+
+        if self.engine == "ray":
+            return RayEngine(self.address, self.workers or 1, self.gpus or 0.0)
+        return LocalEngine(model, options)
 
 
 @dataclass(frozen=True)
@@ -81,14 +108,15 @@ def predict_in_batches(given: Opened, paths: list[str], out: Path, batch_size: i
     from rich.console import Console
 
     from viapt.batch import PART_IMAGES, predict_to_file, showing
-    from viapt.batch.engines import LocalEngine
     from viapt.batch.rows import Job
     from viapt.data.streams import references
+    from viapt.hub import adapter_folder
     from viapt.tables import say, show
 
     policy = given.options.get("policy") or given.model.policy
     passes, part = bool(given.rule.get("adaptive")), chosen.part or PART_IMAGES
-    adapter, policy_given, rounds, seed, weights, quantise, compiled = given.opening.args
+    place, policy_given, rounds, seed, weights, quantise, compiled = given.opening.args
+    adapter = adapter_folder(place)
     places = adapter.absolute(), policy_given, rounds, seed, weights and weights.absolute(), quantise, compiled
     key = {"adapter": identity(adapter), "paths": paths, "batch_size": batch_size, "part": part, "policy": policy}
     key |= {"quantise": quantise, "compile": compiled} | given.options | given.rule
@@ -100,7 +128,7 @@ def predict_in_batches(given: Opened, paths: list[str], out: Path, batch_size: i
         passes=passes,
         key=key,
     )
-    engine = LocalEngine(given.model, given.options | given.rule)
+    engine = chosen.make_engine(given.model, given.options | given.rule)
     how: dict[str, Any] = {"part_images": part, "overwrite": chosen.overwrite}
     try:
         with showing(Console(stderr=True, highlight=False)) as step:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from viapt.cli.use import TokenFile, Weights
 from viapt.errors import ConfigError
 
+ray_option = partial(typer.Option, rich_help_panel="On Ray (extra: ray)")
 PARTS = ("fastapi", "uvicorn", "multipart", "prometheus_client", "httpx")
 
 
@@ -40,6 +42,12 @@ def serve(
     max_images: Annotated[int, typer.Option(help="In one request.")] = 32,
     max_mib: Annotated[int, typer.Option(help="Of one request, in MiB.")] = 32,
     max_megapixels: Annotated[float, typer.Option(help="Of one image.")] = 25,
+    engine: Annotated[
+        Literal["local", "ray"], ray_option(help="This process, or replicas of it on a Ray cluster.")
+    ] = "local",
+    replicas: Annotated[int | None, ray_option(min=1, help="Processes on Ray (default: 1).")] = None,
+    address: Annotated[str | None, ray_option(help="Of a Ray cluster (default: one on this machine).")] = None,
+    gpus: Annotated[float | None, ray_option(min=0, help="GPUs of each replica (default: none).")] = None,
 ) -> None:
     """Serve the tasks of adapters: a page at /, and an API to classify, list, load, unload and teach.
 
@@ -66,6 +74,19 @@ def serve(
     for folder in root or ():
         if not folder.is_dir():
             raise ConfigError(f"--root {folder} is no folder", expected="one that is there")
+    check_engine(engine, {"replicas": replicas, "address": address, "gpus": gpus}, {"root": root, "teach": teach})
+    if engine == "ray":
+        from viapt.serve.on_ray import Replicas, serve_on_ray
+        from viapt.serve.tasks import adapters_in
+        from viapt.tables import say
+
+        folders = [folder.absolute() for folder in adapters]
+        wanted = Replicas(
+            folders, weights and weights.absolute(), limits, token, allow_urls, replicas or 1, gpus or 0.0
+        )
+        say(f"{wanted.number} replicas of {', '.join(adapters_in(folders))}")
+        serve_on_ray(wanted, host, port, address)
+        return
 
     from viapt.serve.app import create_app
     from viapt.serve.fetching import Fetcher
@@ -85,3 +106,16 @@ def serve(
     )
     say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}: {', '.join(tasks)}")
     run(app, host, port, limits)
+
+
+def check_engine(engine: str, of_ray: dict[str, Any], of_one_process: dict[str, Any]) -> None:
+    """Refuse options of the other engine.
+
+    Raises:
+        ConfigError: naming the first one.
+    """
+    foreign, other = (of_ray, "ray") if engine == "local" else (of_one_process, "local")
+    for name, value in foreign.items():
+        if value is not None:
+            because = "" if other == "ray" else ": what one replica learns the others would not know"
+            raise ConfigError(f"--{name} has no effect with --engine {engine}{because}", expected=f"--engine {other}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from viapt.cli.batch import BatchOptions, Out, Overwrite, Part
+from viapt.cli.batch import Address, BatchOptions, EngineName, Gpus, Out, Overwrite, Part, Workers
 from viapt.cli.shown import show_comparison, show_evaluation, show_inspection, show_prediction
 from viapt.errors import ConfigError, DataError
 
@@ -161,6 +161,10 @@ def predict(
     out: Out = None,
     part: Part = None,
     overwrite: Overwrite = False,
+    engine: EngineName = None,
+    address: Address = None,
+    workers: Workers = None,
+    gpus: Gpus = None,
 ) -> None:
     """Classify images; with --policy multi, say how far the samples spread.
 
@@ -171,7 +175,7 @@ def predict(
 
     if token_file and not server:
         raise ConfigError("--token-file has no effect without --server", expected="--server URL")
-    chosen = BatchOptions(part, overwrite)
+    chosen = BatchOptions(part, overwrite, engine, address, workers, gpus)
     chosen.check(out, form)
     local = {"weights": weights, "quantise": quantise, "compile": compile, "adaptive": adaptive, "out": out}
     if server is not None:

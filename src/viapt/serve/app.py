@@ -55,6 +55,7 @@ def create_app(
     teach: Path | None = None,
     fetcher: Fetcher | None = None,
     local: bool = False,
+    replica: str | None = None,
 ) -> FastAPI:
     """The service of these tasks, as an ASGI application.
 
@@ -67,13 +68,15 @@ def create_app(
         fetcher: of images that are named by their address; None: none are fetched.
         local: whether it is only ever called by a loopback name. Then no foreign site can have a browser on this
             machine call it by a name of its own.
+        replica: a name among several processes that answer as one. Its tasks then stay as they are, and its metrics
+            carry the name.
 
     Raises:
         ConfigError, ArtifactError: see `viapt.serve.teaching.Teacher`.
     """
     limits = limits or Limits()
     teacher = None if teach is None else Teacher(tasks, teach, limits)
-    service = Service(tasks, limits, roots, teacher, fetcher)
+    service = Service(tasks, limits, roots, teacher, fetcher, replica)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-class Metrics:
-    """Counters of one application, in a registry of its own."""
+class Metrics(Collector):
+    """Counters of one application, in a registry of its own.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    Args:
+        replica: a name that every sample carries, where any of several processes may be the one that is asked.
+    """
+
+    def __init__(self, replica: str | None = None) -> None:
+        self.registry, self.replica = CollectorRegistry(), replica
         self.requests = Counter("viapt_requests", "Requests answered", ["route", "status"], registry=self.registry)
         self.seconds = Histogram(
             "viapt_request_seconds",
@@ -34,4 +41,12 @@ class Metrics:
 
     def text(self) -> bytes:
         """In Prometheus's text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """All samples."""
+        for family in self.registry.collect():
+            if self.replica is not None:
+                named = {"replica": self.replica}
+                family.samples = [sample._replace(labels=sample.labels | named) for sample in family.samples]
+            yield family

@@ -40,10 +40,11 @@ class Service:
         roots: Sequence[Path],
         teacher: Teacher | None,
         fetcher: Fetcher | None,
+        replica: str | None = None,
     ) -> None:
         self.tasks, self.limits, self.roots = tasks, limits, list(roots)
-        self.teacher, self.fetcher = teacher, fetcher
-        self.metrics = Metrics()
+        self.teacher, self.fetcher, self.replica = teacher, fetcher, replica
+        self.metrics = Metrics(replica)
         self.batcher = Batcher(tasks, limits, self.metrics)
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="viapt-decoding")
         self.transform = eval_transform(tasks.backbone.preprocessing)
@@ -166,6 +167,8 @@ class Service:
 
     def unload(self, name: str) -> TaskInfo:
         """Forget a task."""
+        if self.replica is not None:
+            raise Problem(403, "loading_is_off", "Tasks are not unloaded at run time here", expected="one process")
         model = self.tasks.models[chosen(self.tasks.models, [name])[0]]
         try:
             self.tasks.remove(name)
