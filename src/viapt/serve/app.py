@@ -101,16 +101,20 @@ def create_app(
     @app.post("/v1/classify", response_model=Answers)
     async def classify(
         request: Request,
-        images: Annotated[list[UploadFile] | None, File(description="Encoded images: JPEG, PNG, WebP ...")] = None,
-        urls: Annotated[list[str] | None, Form(description="Addresses of images, where the server allows it.")] = None,
-        tasks: Annotated[list[str] | None, Form(description="Names; none: all that are loaded.")] = None,
+        images: Annotated[
+            list[UploadFile], File(default_factory=list, description="Encoded images: JPEG, PNG, WebP ...")
+        ],
+        urls: Annotated[
+            list[str], Form(default_factory=list, description="Addresses of images, where the server allows it.")
+        ],
+        tasks: Annotated[list[str], Form(default_factory=list, description="Names; none: all that are loaded.")],
         policy: Annotated[Policy, Form()] = "mean",
         rounds: Annotated[int, Form(ge=1, description="Of policy multi; GET /v1/tasks says how many at most.")] = 5,
         seed: Annotated[int, Form(ge=0, le=LARGEST_SEED, description="Of policies fixed and multi.")] = 0,
     ) -> Answers:
         """Classify images for the chosen tasks; one unreadable image refuses the request, and is named."""
         asked = Question("", 0, policy, rounds, seed)
-        answers = service.classify(images or [], urls or [], asked, tasks or [])
+        answers = service.classify(images, urls, asked, tasks)
         return await in_time(answers, request, service.limits.timeout)
 
     @app.post("/v1/attention", response_model=Attention)

@@ -45,7 +45,9 @@ def add_teaching(app: FastAPI, teacher: Teacher | None, limits: Limits, read: Ch
         name: Annotated[str, Form(description="Of the new task.")],
         images: Annotated[list[UploadFile], File(description="Photos.")],
         labels: Annotated[list[str], Form(description="The class of each photo, in their order.")],
-        classes: Annotated[list[str] | None, Form(description="All of them; none: those of the labels.")] = None,
+        classes: Annotated[
+            list[str], Form(default_factory=list, description="All of them; none: those of the labels.")
+        ],
         method: Annotated[str, Form(description=f"One of {', '.join(METHODS)}.")] = "viapt",
         epochs: Annotated[int, Form(description="Passes over the photos.")] = 20,
         replace: Annotated[bool, Form(description="Take the place of a task that was taught here.")] = False,
@@ -54,7 +56,7 @@ def add_teaching(app: FastAPI, teacher: Teacher | None, limits: Limits, read: Ch
         teacher = there()
         teacher.check_free()
         labels = [normalize("NFC", label) for label in labels]
-        names = list(dict.fromkeys(labels)) if classes is None else [normalize("NFC", one) for one in classes]
+        names = [normalize("NFC", one) for one in classes] or list(dict.fromkeys(labels))
         found = problems_of(name, names, labels, len(images), method, epochs, limits)
         if len(images) > limits.photos:
             raise together(found)  # and none of them is decoded
