@@ -72,7 +72,6 @@ def test_all_problems_in_one_paragraph_and_nothing_started(bench, backbone, tmp_
         "'sun'",
         "--image-size big",
         "LOW < HIGH",
-        "120",
     ):
         assert words.replace("m = ", "kept_dim = 25") in err, (words, err)
     assert "num_instance_prompts = 3" in err and re.search(r"Error: \d+ problems, and nothing was started: \(1\)", err)
