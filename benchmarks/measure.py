@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -59,8 +59,18 @@ def summary(times: Sequence[float], count: int) -> dict[str, float]:
 
 def high_water_mark() -> float:
     """MiB of this process alone at its peak (Linux); `ru_maxrss` would count what the parent held before it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return in_status("VmHWM", "self")
+
+
+def resident(process: int | Literal["self"] = "self") -> float:
+    """MiB of a process now (Linux)."""
+    return in_status("VmRSS", process)
+
+
+def in_status(field: str, process: int | Literal["self"]) -> float:
+    """An entry of /proc/PROCESS/status, in MiB."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) / 1024
 
 
 def peak_memory(arguments: list[str]) -> float:

@@ -31,12 +31,6 @@ from viapt.precision import resolve_precision
 METHODS = {"viapt": ["viapt"], "vpt-deep": ["vpt-deep"], "mixed": ["viapt", "vpt-deep", "vpt-shallow", "linear"]}
 
 
-def resident() -> float:
-    """MiB of this process now (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
 def adapter_bytes(model: viapt.PromptedClassifier) -> int:
     state = (*model.method.parameters(), *model.method.buffers(), *model.head.parameters())
     return sum(tensor.untyped_storage().nbytes() for tensor in state)
@@ -54,10 +48,10 @@ def filled(
             model.save_pretrained(Path(folder, method))
         tasks.add("warm", Path(folder, methods[0]))
         tasks.remove("warm")
-        before = resident()
+        before = measure.resident()
         for number, method in zip(range(args.tasks), itertools.cycle(methods), strict=False):
             tasks.add(f"task {number}", Path(folder, method))
-        grown = resident() - before
+        grown = measure.resident() - before
     held = sum(adapter_bytes(model) for model in tasks.values()) / 2**20
     return tasks, {"MiB per task": grown / args.tasks, "adapter MiB": held / args.tasks}
 

@@ -77,15 +77,9 @@ def started(folder: Path, port: int, threads: int) -> subprocess.Popen[bytes]:
     sys.exit("the service did not start")
 
 
-def resident(pid: int) -> float:
-    """MiB of a process (Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
 async def watch(pid: int, samples: list[float]) -> None:
     while True:
-        samples.append(resident(pid))
+        samples.append(measure.resident(pid))
         await asyncio.sleep(1)
 
 

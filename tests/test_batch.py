@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -10,10 +11,13 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -22,7 +26,7 @@ from pyarrow import parquet
 import viapt
 from cli_cases import write_backbone, write_photos
 from viapt.batch import divided, predict_to_file, rows
-from viapt.batch.engines import LocalEngine
+from viapt.batch.engines import LocalEngine, Part, RayEngine, Worker, taken
 from viapt.batch.parts import Parts
 from viapt.batch.rows import Job
 from viapt.cli import main
@@ -32,6 +36,7 @@ from viapt.data.streams import references
 from viapt.errors import ConfigError, DataError
 
 COUNT, PART = 20, 6
+ON_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +270,55 @@ def test_tables_take_lists_and_shards_too(adapter, photos, tmp_path, capsys):
     assert run("predict", adapter, tmp_path / "s.tar", tmp_path / "l.txt", "--format", "csv") == 0
     _, one, two = io.StringIO(capsys.readouterr().out).read().splitlines()
     assert one.partition(",")[0] == f"{tmp_path}/s.tar::00.png" and one.partition(",")[2] == two.partition(",")[2]
+
+
+def command(adapter: Path, photos: Path, out: Path) -> list[str]:
+    options = ["--policy", "multi", "--rounds", "2", "--seed", "3", "--batch-size", "4", "--part", "4"]
+    return ["predict", str(adapter), str(photos), "--out", str(out), *options]
+
+
+@ON_RAY
+def test_killed_in_the_middle_the_same_command_goes_on_and_gives_the_same_file(adapter, photos, tmp_path):
+    """SIGKILL, which no program can answer, as soon as the first part is there."""
+    here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
+    assert run(*command(adapter, photos, here)) == 3
+    on_ray = [sys.executable, "-m", "viapt", *command(adapter, photos, there), "--engine", "ray"]
+    process = subprocess.Popen(on_ray, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    parts = tmp_path / "there.parquet.parts"
+    while not list(parts.glob("0*.parquet")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    cluster = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(cluster)
+    done = len(list(parts.glob("0*.parquet")))
+    assert 0 < done < COUNT // 4 and not there.exists()
+    again = subprocess.run(on_ray, env=os.environ, capture_output=True, text=True)
+    assert again.returncode == 3 and f"{4 * done} images were done before" in again.stderr, again.stderr
+    found, expected = parquet.read_table(there), parquet.read_table(here)
+    assert found.equals(expected) and found.schema.metadata == expected.schema.metadata
+    assert not parts.exists()
+
+
+def test_errors_come_back_as_they_are_here(job, photos):
+    def broken() -> Any:
+        model, options = job.open()
+        with torch.no_grad():
+            model.head.weight.fill_(torch.nan)
+        return model, options
+
+    part = Part(0, list(images_in(photos)()))
+    row = {"number": 0, "images": json.dumps(part.images)}
+    with pytest.raises(DataError, match="finite") as here:
+        list(LocalEngine(*broken()).run(job, [part], lambda _: None))
+    made = Worker(replace(job, open=broken))(row)
+    with pytest.raises(DataError) as there:
+        taken(made)
+    assert vars(there.value) == vars(here.value)
+
+
+@ON_RAY
+def test_a_cluster_that_is_not_there(job, photos, tmp_path):
+    with pytest.raises(ConfigError, match="no Ray cluster at"):
+        predict_to_file(job, images_in(photos), tmp_path / "p.parquet", RayEngine("127.0.0.1:1", 1))

@@ -182,7 +182,8 @@ def write_index(results: Path) -> Path:
     Raises:
         ArtifactError: records that cannot be read, or an index without its marks.
     """
-    rows, commands, total = [], [], 0.0
+    rows, commands = [], []
+    runs: dict[str, Record] = {}  # each once: two tables may show the same ones
     stems = [path.stem for path in sorted(results.glob("*.json"))]
     for stem in dict.fromkeys([*stems, *EXPERIMENTS]):
         path, experiment = results / f"{stem}.json", EXPERIMENTS.get(stem)
@@ -192,7 +193,7 @@ def write_index(results: Path) -> Path:
             commands.append(f"viapt bench {stem} --out runs/{stem}")
             continue
         protocol, records = load_records(path)
-        total += hours(records)
+        runs |= {record["key"]: record for record in records}
         page = f"[{stem}]({stem}.md)" if path.with_suffix(".md").exists() else stem
         rows.append(f"| {page} | {question} | {len(records)} | {hours(records):.2f} | [records]({path.name}) |")
         tasks = sorted({record["task"] for record in records})
@@ -203,6 +204,7 @@ def write_index(results: Path) -> Path:
         else:
             commands.append(f"viapt bench report {path.name} --out {stem} --part {protocol.part}  # the tables alone")
     index = results / INDEX
+    total = hours(list(runs.values()))
     values = {"rows": rows, "commands": commands, "hours": f"{total:.2f}", "conclusion": conclusion(index)}
     write_text(index, "results.md", values | {"marks": (OPEN, CLOSE)})
     return index
