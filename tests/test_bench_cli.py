@@ -54,6 +54,11 @@ def test_run_show_export(bench, backbone, tmp_path):
     assert code == 0 and shown.split() == table.split() and err.count("not finite") == 2
     code, said, _ = bench("export", out, "--json", file)
     assert code == 0 and said == f"{file}: 2 records\n"
+    code, said, _ = bench("restore", file, "--out", tmp_path / "there")
+    assert code == 0 and said == f"{tmp_path / 'there'}: 2 records\n"
+    assert bench("show", tmp_path / "there")[1].split()[-6:] == ["2", "done,", "0", "failed,", "0", "open"]
+    code, _, err = bench("restore", file, "--out", tmp_path / "there")
+    assert code == 2 and "holds results already" in err
     assert [failure["times"] for failure in json.loads(file.read_text())["failures"]] == [1, 1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -24,12 +25,12 @@ from viapt.bench.engines import LocalEngine
 from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job, measured, work
 from viapt.bench.provenance import CODE
-from viapt.bench.records import export, load_records, load_scores, stored_scores
+from viapt.bench.records import export, load_records, load_scores, restore, stored_scores
 from viapt.bench.runner import Cell, continued, run
 from viapt.bench.store import Store
 from viapt.data.packaged import load_task, split
 from viapt.data.transforms import eval_transform
-from viapt.errors import ArtifactError, ConfigError
+from viapt.errors import ArtifactError, ConfigError, DataError
 
 
 @pytest.fixture
@@ -242,6 +243,73 @@ def test_exported_records_give_the_same_scores(backbone, tmp_path):
     path.write_text(path.read_text()[:-40])
     with pytest.raises(ArtifactError, match="no exported records"):
         load_scores(path)
+
+
+def test_a_folder_made_from_records_goes_on_where_they_end(backbone, tmp_path):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    for path, seed in ((first, 0), (second, 1)):
+        out = tmp_path / path.stem
+        run(small_plan(backbone, trials=2, read_test=True, seeds=[seed]), out, InProcess())
+        with Store(out) as store:
+            export(store, path)
+    assert restore([first, second], tmp_path / "both") == 8
+    found = run(small_plan(backbone, trials=2, read_test=True, seeds=[0, 1]), tmp_path / "both", InProcess(limit=0))
+    assert (found.skipped, found.done) == (8, 0)
+    with Store(tmp_path / "both") as store:
+        export(store, tmp_path / "both.json")
+        records = sorted(store.records(), key=lambda record: str(record["key"]))
+    parts = [record for path in (first, second) for record in load_records(path)[1]]
+    assert records == sorted({record["key"]: record for record in parts}.values(), key=lambda r: str(r["key"]))
+    assert restore([tmp_path / "both.json"], tmp_path / "again") == 8
+    with pytest.raises(ConfigError, match="holds results already"):
+        restore([first], tmp_path / "both")
+
+
+def test_a_restored_folder_remembers_who_read_the_test_split(backbone, tmp_path):
+    run(small_plan(backbone, read_test=True, seeds=[0]), tmp_path / "out", InProcess())
+    with Store(tmp_path / "out") as store:
+        export(store, tmp_path / "records.json")
+    restore([tmp_path / "records.json"], tmp_path / "new")
+    plan = small_plan(backbone)
+    job = plan.job(METHODS[0], plan.tasks[0], 0, read_test=True)
+    with Store(tmp_path / "new") as store:
+        store.open_exam(Cell("linear", "elpv", 0), job)
+        with pytest.raises(DataError, match="test split was read"):
+            store.open_exam(Cell("linear", "elpv", 0), replace(job, training=job.training | {"lr": 0.01}))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda file: file["records"][0]["job"].update(seed=7), "has the key"),
+        (lambda file: file["common"].update(precision="bfloat16"), "has the key"),
+        (lambda file: file["records"][0].pop("trial"), "not whole"),
+        (lambda file: file["records"][0]["job"].update(more=1), "not whole"),
+        (lambda file: file["protocol"].update(epochs=7), "epochs 1 there, 7 here"),
+    ],
+)
+def test_records_that_were_changed_make_no_folder(backbone, tmp_path, change, error):
+    run(small_plan(backbone), tmp_path / "out", InProcess())
+    with Store(tmp_path / "out") as store:
+        export(store, tmp_path / "records.json")
+    content = json.loads((tmp_path / "records.json").read_text())
+    change(content)
+    (tmp_path / "changed.json").write_text(json.dumps(content))
+    with pytest.raises((ArtifactError, ConfigError), match=error):
+        restore([tmp_path / "records.json", tmp_path / "changed.json"], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_records_of_one_place_that_differ_are_refused(backbone, tmp_path):
+    for name, images in (("a", 40), ("b", 39)):
+        run(small_plan(backbone, train=images, entrants=[Entrant("linear")]), tmp_path / name, InProcess())
+        with Store(tmp_path / name) as store:
+            export(store, tmp_path / f"{name}.json")
+    content = json.loads((tmp_path / "b.json").read_text())
+    content["protocol"]["train"] = 40
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"seed 0 is in .*a.json and in .*b.json, and differs"):
+        restore([tmp_path / "a.json", tmp_path / "b.json"], tmp_path / "new")
 
 
 # Processes that die

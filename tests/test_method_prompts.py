@@ -236,6 +236,9 @@ def test_nothing_is_pruned_by_default() -> None:
     ("name", "options"),
     [
         ("vpt-deep", {"projected_dim": 0}),
+        ("vpt-deep", {"num_prompts": 0}),
+        ("vpt-shallow", {"num_prompts": -1}),
+        ("vfpt", {"num_prompts": 0}),
         ("vpt-shallow", {"dropout": 1.0}),
         ("vpt-deep", {"dropout": -0.1}),
         ("vfpt", {"fourier_share": 1.5}),

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from viapt.inference import predict
 from viapt.multitask import MultiTask
 from viapt.serve.access import check_reach, is_loopback, read_token
 from viapt.serve.limits import Limits
+from viapt.serve.pace import efficient_rows, seconds_per_row
 from viapt.serve.tasks import adapters_in
 from viapt.testing.subject import tiny_vit
 
@@ -115,6 +117,50 @@ def test_requests_share_a_pass_and_get_their_own_answers(adapters: dict[str, Pat
         assert calls == [6]
 
     serve(adapters, scenario, Limits(wait=3600.0, rows=6))  # only a full pass begins
+
+
+def test_of_a_long_queue_half_is_computed_at_once(adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("viapt.serve.batching.efficient_rows", lambda _: 2)
+
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        tasks, sizes = app.state.service.tasks, []
+        answer = tasks.answer
+        tasks.answer = lambda *given: sizes.append(len(given[1])) or answer(*given)
+        with held(app) as begun:
+            asked = [asyncio.create_task(client.post("/v1/classify", **upload(picture(), tasks="deep")))]
+            await begun()
+            asked += [
+                asyncio.create_task(client.post("/v1/classify", **upload(picture(k), tasks="deep"))) for k in range(12)
+            ]
+            while app.state.service.batcher.waiting < 12:
+                await asyncio.sleep(0.001)
+        await asyncio.gather(*asked)
+        assert sizes == [1, 6, 3, 2, 1]
+
+    serve(adapters, scenario)
+
+
+@pytest.mark.parametrize(
+    ("pace", "rows"),
+    [
+        ([1.0, 0.95], 1),
+        ([1.0, 0.6, 0.5, 0.49], 4),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 0.5], 32),
+        ([2.0**-k for k in range(7)], 64),
+    ],
+)
+def test_a_pass_has_as_many_rows_as_make_it_cheaper(
+    pace: list[float], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {2**k: value for k, value in enumerate(pace)}
+    monkeypatch.setattr("viapt.serve.pace.seconds_per_row", lambda _, rows: seconds[rows])
+    assert efficient_rows(tiny_vit(), most=2 ** (len(pace) - 1)) == rows
+
+
+def test_seconds_are_those_of_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 90.0, 100.0, 106.0, 200.0, 204.0, 300.0, 308.0])
+    monkeypatch.setattr("viapt.serve.pace.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert seconds_per_row(tiny_vit(), 2) == 2.0
 
 
 HEAD = {"content-type": "multipart/form-data; boundary=line"}

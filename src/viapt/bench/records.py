@@ -1,14 +1,20 @@
-"""All records of a folder as one small JSON file, to be kept with the code: tables are made again from it alone."""
+"""All records of a folder as one small JSON file, to be kept with the code: tables are made again from it alone.
+
+`restore` is the way back: a folder on another machine goes on where the file ends, and several files become one table.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from viapt.bench.protocol import Protocol
+from viapt.bench.jobs import Job, Outcome
+from viapt.bench.protocol import Protocol, differences
 from viapt.bench.scores import Score
-from viapt.bench.store import FINAL, Store
+from viapt.bench.store import FILE, FINAL, Cell, Store
 from viapt.checkpoint import replace_file
 from viapt.errors import ArtifactError, ConfigError
 
@@ -61,6 +67,70 @@ def load_records(path: Path) -> tuple[Protocol, list[dict[str, Any]]]:
         return Protocol.from_dict(content["protocol"]), records
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} holds no exported records ({type(error).__name__}: {error})") from error
+
+
+PLACE = "method", "task", "seed", "trial"
+
+
+def restore(paths: Sequence[Path], folder: Path) -> int:
+    """Make a folder of results from files that `export` wrote: jobs that are in them count as done.
+
+    The folder also remembers who read which test split. It appears whole or not at all.
+
+    Returns:
+        How many records.
+
+    Raises:
+        ArtifactError: a file is damaged, or a record is not what its key says.
+        ConfigError: the folder holds results already; the files have different protocols, or different records for
+            the same method, task and seed.
+    """
+    if (folder / FILE).exists():
+        raise ConfigError(f"{folder} holds results already", remedy="choose another folder")
+    found = [load_records(path) for path in paths]
+    jobs: dict[Cell, tuple[Path, Job, dict[str, Any]]] = {}
+    for path, (protocol, records) in zip(paths, found, strict=True):
+        if changed := differences(found[0][0].to_dict(), protocol.to_dict()):
+            raise ConfigError(
+                f"{paths[0]} and {path} have different protocols: {'; '.join(changed)}",
+                expected="files of one protocol: numbers of two do not belong into one table",
+            )
+        for record in records:
+            cell, job = checked(path, record)
+            other, known, _ = jobs.setdefault(cell, (path, job, record))
+            if known != job:
+                changed = "; ".join(differences(known.to_dict(), job.to_dict()))
+                raise ConfigError(f"{cell} is in {other} and in {path}, and differs: {changed}", expected="one of them")
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as draft:
+        with Store(Path(draft), create=True) as store:
+            store.adopt(found[0][0])
+            store.expect({cell: job.key for cell, (_, job, _) in jobs.items()})
+            for cell, (_, job, record) in jobs.items():
+                if job.read_test and cell.trial == FINAL:
+                    store.open_exam(cell, job)
+                store.settle(job.key, Outcome({name: record[name] for name in record if name not in (*PLACE, "key")}))
+        (Path(draft) / FILE).replace(folder / FILE)
+    return len(jobs)
+
+
+def checked(path: Path, record: dict[str, Any]) -> tuple[Cell, Job]:
+    """Place and job of a record.
+
+    Raises:
+        ArtifactError: it is not whole, or its job does not have its key.
+    """
+    try:
+        cell, job, key = Cell(*(record[name] for name in PLACE)), Job(**record["job"]), record["key"]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} holds a record that is not whole ({error})") from error
+    if job.key != key:
+        raise ArtifactError(
+            f"{path}: the job of {cell} has the key {job.key[:12]}, and its record says {key[:12]}",
+            expected="records as `viapt bench export` wrote them",
+            remedy="restore the file from a copy",
+        )
+    return cell, job
 
 
 def load_failures(path: Path) -> list[dict[str, Any]]:

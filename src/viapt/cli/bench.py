@@ -1,4 +1,4 @@
-"""`viapt bench run | show | export`: methods compared on the packaged suite."""
+"""`viapt bench run | show | export | restore`: methods compared on the packaged suite."""
 
 from __future__ import annotations
 
@@ -88,6 +88,18 @@ def export(
     with Store(folder) as store:
         count = write(store, json)
     print(f"{json}: {count} record{'' if count == 1 else 's'}")
+
+
+@app.command()
+def restore(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files that `viapt bench export` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of results, to be made.")],
+) -> None:
+    """Make a folder from exported records: to go on with a table on another machine, or to join parts of it."""
+    from viapt.bench.records import restore as write
+
+    count = write(files, out)
+    print(f"{out}: {count} record{'' if count == 1 else 's'}")
 
 
 app.command()(report)

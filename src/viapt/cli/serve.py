@@ -36,7 +36,10 @@ def serve(
     token_file: TokenFile = None,
     weights: Weights = None,
     wait_ms: Annotated[float, typer.Option(help="How long a request waits for others to share its pass.")] = 5,
-    rows: Annotated[int, typer.Option(help="Of one pass: rounds x tasks x images.")] = 64,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Rounds x tasks x images that share a pass (default: measured, as many as make it cheaper)."),
+    ] = None,
     queue: Annotated[int, typer.Option(help="Rows waiting or computed; beyond them clients are told to wait.")] = 512,
     timeout: Annotated[float, typer.Option(help="Seconds until an answer must be there.")] = 30,
     max_images: Annotated[int, typer.Option(help="In one request.")] = 32,

@@ -48,6 +48,8 @@ class VFPT(PromptMethod):
     ) -> None:
         super().__init__(dim, depth, patch_size)
         self.num_prompts, self.fourier_share, self.fourier_axes = num_prompts, fourier_share, fourier_axes
+        if num_prompts < 1:
+            raise ConfigError(f"num_prompts = {num_prompts} is not possible", expected="at least 1")
         if not 0 <= fourier_share <= 1:
             raise ConfigError(f"fourier_share = {fourier_share} is not possible", expected="0 to 1")
         self.transformed = math.floor(fourier_share * num_prompts)

@@ -39,6 +39,8 @@ class VPT(PromptMethod):
         super().__init__(dim, depth, patch_size)
         self.sets, self.num_prompts, self.projected_dim, self.dropout = sets, num_prompts, projected_dim, dropout
         self.initial_prompts = initial_prompts
+        if num_prompts < 1:
+            raise ConfigError(f"num_prompts = {num_prompts} is not possible", expected="at least 1")
         if projected_dim is not None and projected_dim < 1:
             raise ConfigError(f"projected_dim = {projected_dim} is not possible", expected="at least 1, or none")
         if initial_prompts == "tokens" and (projected_dim is not None or len(self.stages) > 1):

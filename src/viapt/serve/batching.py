@@ -24,6 +24,7 @@ from viapt.model import PromptedClassifier
 from viapt.multitask import MultiTask, Outcome, Question
 from viapt.serve.limits import Limits
 from viapt.serve.metrics import Metrics
+from viapt.serve.pace import efficient_rows
 from viapt.serve.problems import Problem
 
 Models = Mapping[str, PromptedClassifier]
@@ -46,6 +47,7 @@ class Batcher:
 
     def __init__(self, tasks: MultiTask, limits: Limits, metrics: Metrics) -> None:
         self.tasks, self.limits, self.metrics = tasks, limits, metrics
+        self.rows, self.most = limits.rows or efficient_rows(tasks.backbone), limits.rows or tasks.rows
         self.jobs: deque[Job] = deque()
         self.admitted = 0
         self.pace = 0.01  # seconds a row took lately
@@ -139,19 +141,28 @@ class Batcher:
             patience = None
             if self.jobs:
                 patience = self.jobs[0].arrived + self.limits.wait - time.monotonic()
-                if patience <= 0 or sum(job.rows for job in self.jobs) >= self.limits.rows:
+                if patience <= 0 or self.waiting >= self.rows:
                     return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
                     await self.arrived.wait()
 
+    @property
+    def waiting(self) -> int:
+        """Rows that nobody computes yet."""
+        return sum(job.rows for job in self.jobs)
+
     def take(self) -> list[Job]:
-        """The oldest jobs that go together: of the same set of tasks, and not too many rows."""
+        """The oldest jobs that go together: of the same set of tasks, and not too many rows.
+
+        That is as many as make a pass cheaper; of a long queue half, since passes of different methods are shared
+        better then, and who comes first need not wait for the last.
+        """
         batch: list[Job] = []
-        rows = 0
+        rows, limit = 0, max(self.rows, min(self.waiting // 2, self.most))
         while self.jobs:
             job = self.jobs[0]
-            if batch and (job.models is not batch[0].models or rows + job.rows > self.limits.rows):
+            if batch and (job.models is not batch[0].models or rows + job.rows > limit):
                 break
             self.jobs.popleft()
             if not job.answer.done():  # nobody waits for it any more

@@ -13,7 +13,8 @@ class Limits:
 
     Attributes:
         wait: seconds that a question waits for others to share its pass, at most.
-        rows: of one pass through the backbone (a row is one round of one image for one task).
+        rows: of one pass through the backbone (a row is one round of one image for one task); None: as many as make
+            it cheaper here (`viapt.serve.pace`).
         queue: rows that are admitted and not yet answered; beyond them, requests are told to come back (429).
         requests: that upload or wait at the same time; beyond them, others are turned away unread (503).
         request_bytes: of one request's body.
@@ -33,7 +34,7 @@ class Limits:
     """
 
     wait: float = 0.005
-    rows: int = 64
+    rows: int | None = None
     queue: int = 512
     requests: int = 64
     request_bytes: int = 32 * 2**20
@@ -51,5 +52,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None:
+                continue
             if not 0 <= value < float("inf") or (value == 0 and field.name != "wait"):
                 raise ConfigError(f"The limit {field.name} is {value}", expected="a number above 0")

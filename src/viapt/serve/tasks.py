@@ -10,7 +10,7 @@ from viapt.artifact import restore_backbone
 from viapt.create import cast
 from viapt.device import default_device
 from viapt.errors import ConfigError
-from viapt.multitask import MultiTask
+from viapt.multitask import ROWS, MultiTask
 from viapt.serve.problems import Problem
 
 
@@ -38,8 +38,8 @@ def adapters_in(folders: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def open_tasks(folders: Sequence[Path], weights: Path | None, rows: int) -> MultiTask:
-    """The tasks of these folders, on the backbone of the first, where it computes fastest.
+def open_tasks(folders: Sequence[Path], weights: Path | None, rows: int | None) -> MultiTask:
+    """The tasks of these folders, on the backbone of the first, where it computes fastest; `rows` as in `Limits`.
 
     Raises:
         ArtifactError: an adapter cannot be read, or was trained on another backbone than the first.
@@ -51,7 +51,7 @@ def open_tasks(folders: Sequence[Path], weights: Path | None, rows: int) -> Mult
     recorded = read_config(first)["backbone"]
     backbone = restore_backbone(first, recorded, None, weights)
     cast(backbone, recorded["precision"])
-    return MultiTask(backbone.to(default_device()), adapters, rows=rows)
+    return MultiTask(backbone.to(default_device()), adapters, rows=rows or ROWS)
 
 
 def below(roots: Sequence[Path], directory: str) -> Path:
