@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=float, default=30)
     parser.add_argument("--capacity-seconds", type=float, default=60)
     parser.add_argument("--part", type=float, default=0.7, help="of the capacity")
-    parser.add_argument("--threads", type=int, default=1, help="of the service's passes")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the service's passes")
     parser.add_argument("--note", default="", help="what else the machine did meanwhile")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
