@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
-    options = "--teach", str(folder / "taught")
+    """Two pictures for two tasks and four rounds are more than it takes at a time, and one picture is, too."""
+    options = "--teach", str(folder / "taught"), "--queue", "4"
     with served(folder / "adapters", folder / "log", *options, VIAPT_TOKEN=TOKEN) as (url, _):
         yield url
 

@@ -37,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    with served(folder / "adapters", folder / "log", "--max-images", "2", VIAPT_TOKEN=TOKEN) as found:
+    """It takes two pictures at a time, and only one where each makes three rows."""
+    limits = "--max-images", "2", "--queue", "5"
+    with served(folder / "adapters", folder / "log", *limits, VIAPT_TOKEN=TOKEN) as found:
         yield found
 
 
@@ -85,6 +87,11 @@ def test_the_client_says_what_is_wrong(
     monkeypatch.setenv("VIAPT_TOKEN", TOKEN)
     code, _, err = run(capsys, "predict", "papier", photo, "--server", server[0])
     assert code == 2 and "no task 'papier'" in err
+    many = "--policy", "multi", "--rounds", 6
+    code, _, err = run(capsys, "predict", "paper", photo, *many, "--server", server[0])
+    assert code == 2 and "6 rows" in err and "at most 5" in err and "fewer rounds" in err
+    code, _, err = run(capsys, "predict", "deep", photo, *many, "--server", server[0])
+    assert code == 0, err  # without instance prompts, rounds do not differ, and one is computed
 
 
 def test_on_sigterm_what_has_begun_is_answered(server: tuple[str, subprocess.Popen[str]], folder: Path) -> None:
