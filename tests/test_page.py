@@ -183,6 +183,42 @@ def test_large_photos_are_made_small_and_a_fit_is_cancelled(page: Any, folder: P
     assert not (folder / "taught" / "cancelled").exists()
 
 
+def drop(page: Any, selector: str, names: list[str]) -> None:
+    """Files of these names, each a picture of its own, dropped on an element."""
+    page.evaluate(
+        """async ([selector, names]) => {
+          const dropped = new DataTransfer();
+          for (const [k, name] of names.entries()) {
+            const canvas = new OffscreenCanvas(40, 40);
+            canvas.getContext("2d").fillStyle = `rgb(${90 * k} 80 80)`;
+            canvas.getContext("2d").fillRect(0, 0, 40, 40);
+            dropped.items.add(new File([await canvas.convertToBlob()], name, { type: "image/png" }));
+          }
+          const event = new DragEvent("drop", { dataTransfer: dropped, bubbles: true, cancelable: true });
+          document.querySelector(selector).dispatchEvent(event);
+          if (!event.defaultPrevented) throw new Error("the browser would open the file");
+        }""",
+        [selector, names],
+    )
+
+
+@needs_browser
+def test_files_are_dropped_and_photos_dragged_between_boxes(page: Any) -> None:
+    drop(page, "#drop", ["one.png", "two.png"])
+    page.get_by_role("button", name="Classify", exact=True).click()
+    for name in ("one.png", "two.png"):
+        page.get_by_role("group", name=f"paper about {name}").wait_for()
+    page.get_by_role("tab", name="Teach").click()
+    drop(page, ".box:nth-of-type(1)", ["a.png", "b.png"])
+    boxes = page.locator(".box")
+    assert [boxes.nth(k).get_by_role("img").count() for k in range(2)] == [2, 0]
+    page.get_by_role("img", name="a.png").drag_to(boxes.nth(1))
+    boxes.nth(1).get_by_role("img", name="a.png").wait_for()
+    assert [boxes.nth(k).get_by_role("img").count() for k in range(2)] == [1, 1]
+    page.get_by_role("img", name="b.png").drag_to(boxes.nth(0))  # where it is already
+    assert [boxes.nth(k).get_by_role("img").count() for k in range(2)] == [1, 1]
+
+
 @needs_browser
 def test_what_is_wrong_is_said_on_the_page(page: Any, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(picture()[:200])
