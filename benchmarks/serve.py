@@ -5,12 +5,15 @@
 
 `viapt serve` runs in a process of its own with random adapters of several methods on a random backbone. 32 clients
 (`service_load.py` says what they ask) first send one request after the other: that is the capacity. Then they send at
-a part of it, while now and then a further task is loaded, replaced and unloaded; then at full speed again. Every answer
-is compared with the offline prediction of its task alone.
+a part of it, while a further task comes and goes (`service_tasks.py`); then at full speed again. Every answer is
+compared with the offline prediction of its task alone. The exit code is 1 if anything was lost, wrong or refused
+wrongly, or if the memory grew by more than 5 %; figures are written all the same.
 
 capacity after   beside `capacity`: whether the machine was as fast at the end as in the beginning
 cores            that the server's process had, at full speed before and after, and under the load
-p50, p90, p99    of the seconds since a good request was due; `as sent`: since it was sent
+p50, p90, p99    of the seconds since a good request was due; `as sent`: since it was sent; slow clients, who take
+                 as long as they take, are told by kind alone
+missed           whether p99 / p50 is above 3, which says nothing of the answers
 furthest         of a probability from the offline prediction
 growth           of the server's resident memory from the first tenth under the load to the last
 range            from the smallest to the largest mean of a tenth, as a part of the mean of all
@@ -38,12 +41,12 @@ import httpx
 import measure
 import viapt
 from service_load import Tally, Wait, World, load, pictures, predicted
+from service_tasks import Changes, corrupted, keep_changing
 
 METHODS = ["viapt", "vpt-deep", "vpt-shallow", "linear"]
 TOKEN = "a-token-of-this-benchmark"
-SPARE = "spare"  # the task that comes and goes
-SWAP = 10.0  # seconds between its changes
 PICTURES = 24
+GROWTH, RATIO = 0.05, 3.0  # of memory, and of p99 to p50, at most
 
 
 def write_adapters(folder: Path, backbone: str, count: int, **options: Any) -> dict[str, Path]:
@@ -63,9 +66,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def started(folder: Path, port: int, threads: int) -> subprocess.Popen[bytes]:
-    """The service, when it is ready."""
-    command = [sys.executable, "-m", "viapt", "serve", str(folder), "--port", str(port), "--root", str(folder)]
+def started(folder: Path, corrupt: Path, port: int, threads: int) -> subprocess.Popen[bytes]:
+    """The service, when it is ready; the corrupt adapter may be loaded as well."""
+    command = [sys.executable, "-m", "viapt", "serve", str(folder), "--port", str(port)]
+    command += ["--root", str(folder), "--root", str(corrupt.parent)]
     environment = os.environ | {"VIAPT_TOKEN": TOKEN, "OMP_NUM_THREADS": str(threads), "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while process.poll() is None:
@@ -81,23 +85,6 @@ async def watch(pid: int, samples: list[float]) -> None:
     while True:
         samples.append(measure.resident(pid))
         await asyncio.sleep(1)
-
-
-async def swap(world: World, refusals: list[str]) -> None:
-    """Load, replace and unload a task."""
-    headers = {"Authorization": f"Bearer {world.token}"}
-    calls: list[dict[str, Any]] = [
-        {"method": "PUT", "json": {"directory": world.tasks[0]}},
-        {"method": "PUT", "json": {"directory": world.tasks[1], "replace": True}},
-        {"method": "DELETE"},
-    ]
-    async with httpx.AsyncClient(base_url=world.url, headers=headers, timeout=120) as http:
-        while True:
-            for call in calls:
-                await asyncio.sleep(SWAP)
-                response = await http.request(url=f"/v1/tasks/{SPARE}", **call)
-                if response.status_code != 200:
-                    refusals.append(f"{call}: {response.status_code} {response.text[:200]}")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -118,13 +105,13 @@ async def phase(
     return tally, pace, cores
 
 
-async def measured(world: World, pid: int, args: argparse.Namespace) -> dict[str, Any]:
+async def measured(world: World, corrupt: Path, pid: int, args: argparse.Namespace) -> dict[str, Any]:
     """Warm-up, capacity, the load, and the capacity again."""
     warm, *_ = await phase(world, pid, args, args.warm_up, None, 0)
     full, capacity, full_cores = await phase(world, pid, args, args.capacity_seconds, None, 1)
     samples: list[float] = []
-    refusals: list[str] = []
-    beside = [asyncio.create_task(watch(pid, samples)), asyncio.create_task(swap(world, refusals))]
+    changes = Changes()
+    beside = [asyncio.create_task(watch(pid, samples)), asyncio.create_task(keep_changing(world, corrupt, changes))]
     under, rate, cores = await phase(world, pid, args, args.seconds, capacity * args.part, 2)
     for task in beside:
         task.cancel()
@@ -134,12 +121,29 @@ async def measured(world: World, pid: int, args: argparse.Namespace) -> dict[str
     faults = {
         "lost": [case for part in parts for case in part.lost],
         "wrong": [case for part in parts for case in part.wrong],
-        "refused_changes_of_tasks": refusals,
+        "wrong about changes of tasks": changes.wrong,
     }
     speeds = {"capacity": capacity, "capacity after": capacity_after, "rate": rate}
     speeds |= {"cores": [full_cores, cores_after], "cores under the load": cores}
     furthest = {"furthest": max(part.furthest for part in parts)}
-    return speeds | summary(under) | memory(samples) | counted(faults) | furthest
+    spare = {"the task that comes and goes": dict(changes.answers)}
+    return speeds | summary(under) | memory(samples) | counted(faults) | furthest | spare
+
+
+def failures(result: dict[str, Any]) -> list[str]:
+    """What must not be."""
+    found = [f"{result[kind]} {kind}" for kind in ("lost", "wrong", "wrong about changes of tasks") if result[kind]]
+    if not result["growth"] <= GROWTH:
+        found.append(f"the memory grew by {result['growth']:.1%}; at most {GROWTH:.0%} are wanted")
+    if result["exit code"] != 0:
+        found.append(f"the service ended with exit code {result['exit code']}")
+    return found
+
+
+def missed(result: dict[str, Any]) -> list[str]:
+    """What was wanted, and is not so."""
+    ratio = result["p99 / p50"]
+    return [] if ratio <= RATIO else [f"p99 / p50 is {ratio:.2f}; at most {RATIO:g} is wanted"]
 
 
 def say(text: str) -> None:
@@ -170,12 +174,13 @@ def summary(tally: Tally) -> dict[str, Any]:
     by_kind: dict[str, list[Wait]] = {}
     for wait in tally.waits:
         by_kind.setdefault(wait.kind, []).append(wait)
+    prompt = [wait for wait in tally.waits if wait.kind != "slow"]
     return {
         "requests": answered(tally),
         "answers": len(tally.waits),
         "kinds": dict(sorted(tally.counts.items())),
-        **quantiles(tally.waits),
-        "as sent": quantiles(tally.waits, "sent"),
+        **quantiles(prompt),
+        "as sent": quantiles(prompt, "sent"),
         "by kind": {kind: quantiles(waits) for kind, waits in sorted(by_kind.items())},
     }
 
@@ -206,21 +211,28 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else the machine did meanwhile")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
         adapters = write_adapters(Path(folder), args.backbone, args.tasks, pretrained=False)
+        corrupt = corrupted(adapters["task0"], Path(other) / "corrupt")
         shown = pictures(PICTURES)
         port = free_port()
         world = World(f"http://127.0.0.1:{port}", TOKEN, shown, predicted(adapters, shown))
-        process = started(Path(folder), port, args.threads)
+        process = started(Path(folder), corrupt, port, args.threads)
         try:
-            result = asyncio.run(measured(world, process.pid, args))
+            result = asyncio.run(measured(world, corrupt, process.pid, args))
             process.send_signal(signal.SIGTERM)
             result["exit code"] = process.wait(60)
         finally:
             process.kill()
+    result["missed"], failed = missed(result), failures(result)
     print(json.dumps(result, indent=2))
     settings = {key: value for key, value in vars(args).items() if key != "json"}
     measure.write(args.json, settings, result=result)
+    for text in failed:
+        say(f"failed: {text}")
+    for text in result["missed"]:
+        say(f"missed: {text}")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

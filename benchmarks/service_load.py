@@ -4,6 +4,9 @@ one        one picture for one task            several    three pictures for one
 tasks      one picture for three tasks         rounds     one picture, three samples and their spread
 token      a wrong token: 401                  truncated  a damaged picture: 422
 unknown    a task that is not there: 404       bomb       a picture with too many pixels: 422
+malformed  no multipart where it should be: 400
+cut        a body that ends in the middle: 422
+slow       one picture for one task by a client that takes half a second to send it
 vanish     the client goes away in the middle of its upload, or before the answer
 
 A good request is one row through the backbone or three. One that the service is too busy for (429, 503) is sent again
@@ -17,7 +20,7 @@ import io
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +32,16 @@ from PIL import Image
 import viapt
 
 SHARES = {"one": 50, "several": 20, "tasks": 12, "rounds": 8, "token": 2, "truncated": 2, "unknown": 2, "bomb": 2}
-SHARES |= {"vanish": 2}
+SHARES |= {"vanish": 2, "malformed": 1, "cut": 1, "slow": 2}
 FAULTS = {
     "token": (401, "unauthorised"),
     "truncated": (422, "unreadable_image"),
     "unknown": (404, "unknown_task"),
     "bomb": (422, "unreadable_image"),
+    "malformed": (400, "http_400"),
+    "cut": (422, "invalid_request"),
 }
+SLOW, PIECES = 0.5, 5  # seconds that a slow client takes to send, and in how many pieces
 SEVERAL, SEED = 3, 5  # pictures, tasks or rounds
 BUSY = (429, 503)
 TOLERANCE = 1e-4  # of a probability in float32: batches differ, and with them the rounding
@@ -188,7 +194,8 @@ async def succeed(
     while True:
         response, broken = None, ""
         try:
-            response = await http.post("/v1/classify", data=fields, files=files)
+            request = http.build_request("POST", "/v1/classify", data=fields, files=files)
+            response = await http.send(slowly(request) if kind == "slow" else request)
         except httpx.HTTPError as error:
             broken = repr(error)
         if response is not None and response.status_code in BUSY:
@@ -207,6 +214,19 @@ async def succeed(
         tally.counts["again"] += 1
 
 
+def slowly(request: httpx.Request) -> httpx.Request:
+    """The same, sent in pieces with pauses."""
+    body = request.read()
+    size = -(-len(body) // PIECES)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            await asyncio.sleep(SLOW / PIECES)
+            yield body[start : start + size]
+
+    return httpx.Request(request.method, request.url, headers=request.headers, content=pieces())
+
+
 def compare(
     world: World, answer: dict[str, Any], tasks: Sequence[str], chosen: Sequence[int], policy: str, tally: Tally
 ) -> None:
@@ -217,11 +237,16 @@ def compare(
         return
     for image, k in zip(answer["images"], chosen, strict=True):
         for task, found in image["tasks"].items():
-            expected, given = world.expected[task, policy][k], found["probabilities"]
-            furthest = max(abs(expected[name] - given.get(name, 9.0)) for name in expected)
-            tally.furthest = max(tally.furthest, furthest)
-            if furthest > TOLERANCE or given[found["label"]] != max(given.values()):
-                tally.wrong.append(f"{task}, picture {k}, {policy}: {furthest:.2g} from the prediction")
+            given = found["probabilities"]
+            far = furthest(world.expected[task, policy][k], given)
+            tally.furthest = max(tally.furthest, far)
+            if far > TOLERANCE or given[found["label"]] != max(given.values()):
+                tally.wrong.append(f"{task}, picture {k}, {policy}: {far:.2g} from the prediction")
+
+
+def furthest(expected: Mapping[str, float], given: Mapping[str, float]) -> float:
+    """Between the probabilities of a class; a class that is not there is far away."""
+    return max(abs(value - given.get(name, 9.0)) for name, value in expected.items())
 
 
 async def fail(
@@ -230,10 +255,17 @@ async def fail(
     """A request that must be refused, in the one form that errors have."""
     good = draw.choice(world.pictures)
     data = {"truncated": good[: len(good) // 2], "bomb": heavy}.get(kind, good)
-    headers = {"Authorization": "Bearer a-token-that-is-wrong"} if kind == "token" else None
     fields = {"tasks": "no such task" if kind == "unknown" else world.tasks[0]}
+    request = http.build_request("POST", "/v1/classify", data=fields, files={"images": ("x", data)})
+    if kind == "token":
+        request.headers["Authorization"] = "Bearer a-token-that-is-wrong"
+    if kind in ("malformed", "cut"):
+        body = request.read()
+        body = body[len(body) // 2 :] if kind == "malformed" else body[: len(body) // 2]
+        told = {name: request.headers[name] for name in ("Authorization", "Content-Type")}
+        request = httpx.Request("POST", request.url, headers=told, content=body)
     try:
-        response = await http.post("/v1/classify", data=fields, files={"images": ("x", data)}, headers=headers)
+        response = await http.send(request)
     except httpx.HTTPError as error:
         tally.lost.append(f"{kind}: {error!r}")
         return

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
+from PIL import Image
 
 from browser_cases import chromium, needs_browser
 from cli_cases import write_photos
 from serve_cases import PATIENCE, picture, serve, served, upload, write_adapters
 from viapt.artifact import load
 from viapt.inference import predict
+from viapt.serve.limits import Limits
 
 TOKEN = "a-token-of-some-length"
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 40)}
@@ -33,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
-    options = "--teach", str(folder / "taught")
+    """Two pictures for two tasks and four rounds are more than it takes at a time, and one picture is, too."""
+    options = "--teach", str(folder / "taught"), "--queue", "4"
     with served(folder / "adapters", folder / "log", *options, VIAPT_TOKEN=TOKEN) as (url, _):
         yield url
 
@@ -151,6 +155,68 @@ def test_a_task_is_taught_by_keyboard_then_used_and_downloaded(page: Any, folder
     page.get_by_role("button", name="Classify", exact=True).click()
     page.get_by_role("group", name="colours about 00.png").wait_for()
     assert page.get_by_role("group", name="paper about").count() == 0
+
+
+@needs_browser
+def test_large_photos_are_made_small_and_a_fit_is_cancelled(page: Any, folder: Path, tmp_path: Path) -> None:
+    """As small as they must be for the server to take as many as it teaches with."""
+    coarse = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    large = Image.fromarray(coarse).resize((2400, 1600), Image.Resampling.BICUBIC)
+    large.save(tmp_path / "large.jpg", quality=95)
+    large.resize((500, 333)).save(tmp_path / "heavy.png")
+    photos = [tmp_path / "large.jpg", tmp_path / "heavy.png"]
+    limits = Limits()
+    share = limits.request_bytes // limits.photos
+    assert all(photo.stat().st_size > share for photo in photos)
+    page.get_by_role("tab", name="Teach").click()
+    assert page.get_by_text("512 pixels").is_visible()
+    page.get_by_label("Name of the new task").fill("cancelled")
+    page.get_by_label("Epochs").fill("200")
+    for number in (1, 2):
+        page.get_by_label(f"Photos of class {number}").first.set_input_files(photos)
+    with page.expect_request(lambda asked: asked.method == "POST" and asked.url.endswith("/v1/teachings")) as sent:
+        page.get_by_role("button", name="Teach", exact=True).click()
+    assert int(sent.value.all_headers()["content-length"]) < 4 * share
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_text("Cancelled: nothing was kept").wait_for()
+    assert not page.get_by_role("button", name="Use it").is_visible()
+    assert not (folder / "taught" / "cancelled").exists()
+
+
+def drop(page: Any, selector: str, names: list[str]) -> None:
+    """Files of these names, each a picture of its own, dropped on an element."""
+    page.evaluate(
+        """async ([selector, names]) => {
+          const dropped = new DataTransfer();
+          for (const [k, name] of names.entries()) {
+            const canvas = new OffscreenCanvas(40, 40);
+            canvas.getContext("2d").fillStyle = `rgb(${90 * k} 80 80)`;
+            canvas.getContext("2d").fillRect(0, 0, 40, 40);
+            dropped.items.add(new File([await canvas.convertToBlob()], name, { type: "image/png" }));
+          }
+          const event = new DragEvent("drop", { dataTransfer: dropped, bubbles: true, cancelable: true });
+          document.querySelector(selector).dispatchEvent(event);
+          if (!event.defaultPrevented) throw new Error("the browser would open the file");
+        }""",
+        [selector, names],
+    )
+
+
+@needs_browser
+def test_files_are_dropped_and_photos_dragged_between_boxes(page: Any) -> None:
+    drop(page, "#drop", ["one.png", "two.png"])
+    page.get_by_role("button", name="Classify", exact=True).click()
+    for name in ("one.png", "two.png"):
+        page.get_by_role("group", name=f"paper about {name}").wait_for()
+    page.get_by_role("tab", name="Teach").click()
+    drop(page, ".box:nth-of-type(1)", ["a.png", "b.png"])
+    boxes = page.locator(".box")
+    assert [boxes.nth(k).get_by_role("img").count() for k in range(2)] == [2, 0]
+    page.get_by_role("img", name="a.png").drag_to(boxes.nth(1))
+    boxes.nth(1).get_by_role("img", name="a.png").wait_for()
+    assert [boxes.nth(k).get_by_role("img").count() for k in range(2)] == [1, 1]
+    page.get_by_role("img", name="b.png").drag_to(boxes.nth(0))  # where it is already
+    assert [boxes.nth(k).get_by_role("img").count() for k in range(2)] == [1, 1]
 
 
 @needs_browser

@@ -14,11 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from serve_cases import PATIENCE, free_port, picture, reached, served, write_adapters
 from viapt.cli import main
 from viapt.errors import ConfigError, DataError
 from viapt.serve.client import Client, requests
+from viapt.serve.limits import Limits
 
 TOKEN = "a-token-of-some-length"
 
@@ -37,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    with served(folder / "adapters", folder / "log", "--max-images", "2", VIAPT_TOKEN=TOKEN) as found:
+    """It takes two pictures at a time, and only one where each makes three rows."""
+    limits = "--max-images", "2", "--queue", "5"
+    with served(folder / "adapters", folder / "log", *limits, VIAPT_TOKEN=TOKEN) as found:
         yield found
 
 
@@ -85,6 +89,11 @@ def test_the_client_says_what_is_wrong(
     monkeypatch.setenv("VIAPT_TOKEN", TOKEN)
     code, _, err = run(capsys, "predict", "papier", photo, "--server", server[0])
     assert code == 2 and "no task 'papier'" in err
+    many = "--policy", "multi", "--rounds", 6
+    code, _, err = run(capsys, "predict", "paper", photo, *many, "--server", server[0])
+    assert code == 2 and "6 rows" in err and "at most 5" in err and "fewer rounds" in err
+    code, _, err = run(capsys, "predict", "deep", photo, *many, "--server", server[0])
+    assert code == 0, err  # without instance prompts, rounds do not differ, and one is computed
 
 
 def test_on_sigterm_what_has_begun_is_answered(server: tuple[str, subprocess.Popen[str]], folder: Path) -> None:
@@ -121,6 +130,34 @@ def test_another_address_needs_a_token(
     assert code == 2 and "no adapters" in err
     code, _, err = run(capsys, "serve", folder / "adapters", "--root", folder / "nowhere")
     assert code == 2 and "no folder" in err
+
+
+def test_options_are_limits(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the end waits for a request that has begun: for its upload and its answer."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.delenv("VIAPT_TOKEN", raising=False)
+    configs: list[uvicorn.Config] = []
+
+    async def serve(server: uvicorn.Server) -> None:
+        configs.append(server.config)
+
+    monkeypatch.setattr(uvicorn.Server, "serve", serve)
+    for name in ("signal.signal", "gc.freeze"):  # which would outlive the test
+        monkeypatch.setattr(f"viapt.serve.server.{name}", lambda *_: None)
+    options = {
+        "wait-ms": 7, "rows": 3, "queue": 40, "timeout": 11.0, "upload-timeout": 13.5, "max-requests": 5,
+        "max-rounds": 6, "max-images": 4, "max-mib": 2, "max-megapixels": 1.5,
+    }  # fmt: skip
+    given = [word for name, value in options.items() for word in (f"--{name}", value)]
+    assert run(capsys, "serve", folder / "adapters", *given)[0] == 0
+    (config,) = configs
+    found: Any = config.app
+    assert found.state.service.limits == Limits(
+        wait=0.007, rows=3, queue=40, timeout=11.0, upload=13.5, requests=5, rounds=6, images=4,
+        request_bytes=2 * 2**20, pixels=1_500_000,
+    )  # fmt: skip
+    assert config.timeout_graceful_shutdown == 30
+    assert run(capsys, "serve", folder / "adapters", "--max-rounds", 0)[0] == 2
 
 
 def replies(*given: httpx.Response) -> tuple[Client, list[httpx.Request]]:

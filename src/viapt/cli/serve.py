@@ -42,6 +42,11 @@ def serve(
     ] = None,
     queue: Annotated[int, typer.Option(help="Rows waiting or computed; beyond them clients are told to wait.")] = 512,
     timeout: Annotated[float, typer.Option(help="Seconds until an answer must be there.")] = 30,
+    upload_timeout: Annotated[float, typer.Option(help="Seconds until the body of a request must be there.")] = 20,
+    max_requests: Annotated[
+        int, typer.Option(help="That upload or wait at the same time; others are turned away unread.")
+    ] = 64,
+    max_rounds: Annotated[int, typer.Option(help="Of the policy multi.")] = 32,
     max_images: Annotated[int, typer.Option(help="In one request.")] = 32,
     max_mib: Annotated[int, typer.Option(help="Of one request, in MiB.")] = 32,
     max_megapixels: Annotated[float, typer.Option(help="Of one image.")] = 25,
@@ -68,6 +73,9 @@ def serve(
         rows=rows,
         queue=queue,
         timeout=timeout,
+        upload=upload_timeout,
+        requests=max_requests,
+        rounds=max_rounds,
         images=max_images,
         request_bytes=max_mib * 2**20,
         pixels=int(max_megapixels * 1e6),

@@ -159,7 +159,11 @@ def add_tasks(app: FastAPI, service: Service) -> None:
         return TaskList(
             tasks=[service.info(name, model) for name, model in tasks.models.items()],
             limits=LimitsInfo(
-                images=limits.images, request_bytes=limits.request_bytes, pixels=limits.pixels, rounds=limits.rounds
+                images=limits.images,
+                request_bytes=limits.request_bytes,
+                pixels=limits.pixels,
+                rounds=limits.rounds,
+                queue=limits.queue,
             ),
             urls=service.fetcher is not None,
             teaching=offered(service.teacher, limits),

@@ -88,7 +88,7 @@ class Batcher:
                 "too_many_rows",
                 f"The request makes {rows} rows (images x tasks x rounds)",
                 expected=f"at most {self.limits.queue}",
-                remedy="send fewer images at a time, or choose tasks",
+                remedy="send fewer images at a time, choose tasks, or ask for fewer rounds",
             )
         if self.admitted + rows > self.limits.queue:
             raise Problem(

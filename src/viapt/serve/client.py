@@ -45,10 +45,19 @@ class Client:
         Raises:
             ConfigError: the server does not answer, or has no such task.
         """
-        tasks = {one["name"]: one for one in self.overview()["tasks"]}
+        return self.known(task)[0]["classes"]
+
+    def known(self, task: str) -> tuple[dict[str, Any], dict[str, int]]:
+        """What the server says of a task, and its limits.
+
+        Raises:
+            ConfigError: the server does not answer, or has no such task.
+        """
+        overview = self.overview()
+        tasks = {one["name"]: one for one in overview["tasks"]}
         if task not in tasks:
             raise ConfigError(f"{self.url} has no task {task!r}", expected=f"one of {', '.join(tasks)}")
-        return tasks[task]["classes"]
+        return tasks[task], overview["limits"]
 
     def predict(
         self, task: str, files: Sequence[Path], policy: str, rounds: int, seed: int, batch_size: int
@@ -59,10 +68,12 @@ class Client:
             ConfigError: the server does not answer or refuses the request.
             DataError: it cannot read an image.
         """
-        classes, limits = self.classes(task), self.overview()["limits"]
+        found, limits = self.known(task)
+        classes, rows = found["classes"], rounds if policy == "multi" and found["samples"] else 1
+        most = max(1, min(batch_size, limits["images"], limits["queue"] // rows))  # one alone may be refused, in words
         asked = {"tasks": [task], "policy": policy, "rounds": str(rounds), "seed": str(seed)}
         answers: list[dict[str, Any]] = []
-        for some in requests(files, min(batch_size, limits["images"]), limits["request_bytes"]):
+        for some in requests(files, most, limits["request_bytes"]):
             parts = [("images", (str(path), path.read_bytes())) for path in some]
             found = self.send("POST", "/v1/classify", data=asked, files=parts)
             answers += [image["tasks"][task] for image in found["images"]]

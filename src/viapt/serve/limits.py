@@ -49,6 +49,11 @@ class Limits:
     fit_seconds: float = 3600.0
     taught: int = 200
 
+    @property
+    def drain(self) -> float:
+        """Seconds in which every request that has begun is over: its upload, its answer, and some to send it."""
+        return self.upload + self.timeout + 5
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)

@@ -82,7 +82,7 @@ class Replicas:
             "ray_actor_options": room,
             "max_ongoing_requests": self.limits.requests + MORE,
             "max_queued_requests": self.limits.requests,
-            "graceful_shutdown_timeout_s": self.limits.timeout + 5,
+            "graceful_shutdown_timeout_s": self.limits.drain,
             "health_check_period_s": HEALTH_SECONDS,
         }
         return serve.deployment(**options)(serve.ingress(application)(Replica)).bind()

@@ -24,6 +24,9 @@ class LimitsInfo(BaseModel):
     request_bytes: int
     pixels: int
     rounds: int
+    queue: int = Field(
+        description="Rows: images x tasks x rounds, which count with policy multi alone, for tasks that sample."
+    )
 
 
 class TeachingInfo(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+from math import ceil
 
 import uvicorn
 from fastapi import FastAPI
@@ -29,7 +30,7 @@ def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
         access_log=False,
         server_header=False,
         timeout_keep_alive=5,
-        timeout_graceful_shutdown=int(limits.timeout) + 5,
+        timeout_graceful_shutdown=ceil(limits.drain),
     )
     server = uvicorn.Server(config)
     gc.collect()

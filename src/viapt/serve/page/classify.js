@@ -74,13 +74,27 @@ function clear() {
   at("files").focus();
 }
 
-// In requests as large as the server takes.
-function* requests() {
+// Rows that a picture makes for a task.
+const rows = (task) => (policy() === "multi" && task.samples ? Number(at("rounds").value) : 1);
+const together = (tasks) => tasks.reduce((sum, task) => sum + rows(task), 0);
+
+// The chosen tasks, in groups of which the server takes one picture at least; a task that is too much alone it refuses.
+function groups() {
+  const found = [];
+  for (const task of server.tasks.filter(({ name }) => names().includes(name))) {
+    if (found.length && together([...found.at(-1), task]) <= server.limits.queue) found.at(-1).push(task);
+    else found.push([task]);
+  }
+  return found;
+}
+
+// The pictures, in requests as large as the server takes.
+function* requests(most) {
   let batch = [];
   let bytes = 0;
   for (const picture of pictures) {
     const size = (picture.file?.size ?? 0) + 4096;
-    if (batch.length && (batch.length === server.limits.images || bytes + size > server.limits.request_bytes)) {
+    if (batch.length && (batch.length === most || bytes + size > server.limits.request_bytes)) {
       yield batch;
       batch = [];
       bytes = 0;
@@ -93,20 +107,29 @@ function* requests() {
 
 async function classify() {
   say("Classifying.");
-  for (const batch of requests()) {
-    const form = new FormData();
-    const files = batch.filter((picture) => picture.file);
-    const addressed = batch.filter((picture) => picture.url);
-    for (const { file } of files) form.append("images", file);
-    for (const { url } of addressed) form.append("urls", url);
-    for (const name of names()) form.append("tasks", name);
-    form.append("policy", policy());
-    if (policy() === "multi") form.append("rounds", at("rounds").value);
-    const { images } = await ask("POST", "/v1/classify", form);
-    [...files, ...addressed].forEach((picture, k) => { picture.tasks = images[k].tasks; });
+  const chosen = groups();
+  const most = Math.min(server.limits.images, ...chosen.map((tasks) => Math.floor(server.limits.queue / together(tasks))));
+  for (const batch of requests(Math.max(1, most))) {
+    const ordered = [...batch.filter((picture) => picture.file), ...batch.filter((picture) => picture.url)];
+    const answers = ordered.map(() => ({}));
+    for (const tasks of chosen) {
+      const { images } = await ask("POST", "/v1/classify", question(ordered, tasks));
+      images.forEach((image, k) => Object.assign(answers[k], image.tasks));
+    }
+    ordered.forEach((picture, k) => { picture.tasks = answers[k]; });
     draw();
   }
-  say(`${counted(pictures.length, "picture")} classified for ${counted(names().length, "task")}.`);
+  say(`${counted(pictures.length, "picture")} classified for ${counted(chosen.flat().length, "task")}.`);
+}
+
+// A request, which the server answers in the order of the pictures: files first.
+function question(ordered, tasks) {
+  const form = new FormData();
+  for (const { file, url } of ordered) form.append(file ? "images" : "urls", file ?? url);
+  for (const { name } of tasks) form.append("tasks", name);
+  form.append("policy", policy());
+  if (policy() === "multi") form.append("rounds", at("rounds").value);
+  return form;
 }
 
 function draw() {

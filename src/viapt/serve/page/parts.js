@@ -58,15 +58,18 @@ export function takesDrops(element, onFiles) {
   });
 }
 
+export const SIDE = 512; // pixels of a photo to teach with: backbones look at 224 to 448, and a request holds 400 of them
+const HEAVY = 64 * 1024; // bytes
+
 // A photo no larger than it need be, for teaching; one that the browser cannot read goes as it is.
-export async function shrunk(file, side = 1024) {
+export async function shrunk(file) {
   try {
     const bitmap = await createImageBitmap(file);
-    const scale = side / Math.max(bitmap.width, bitmap.height);
-    if (scale >= 1) return file;
+    const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
+    if (scale === 1 && file.size <= HEAVY) return file;
     const canvas = new OffscreenCanvas(Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
     canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    return new File([await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 })], file.name);
+    return new File([await canvas.convertToBlob({ type: "image/jpeg", quality: 0.85 })], file.name);
   } catch {
     return file;
   }
