@@ -6,8 +6,8 @@ from viapt.testing import tiny_backbones
 
 BACKBONES = tiny_backbones()
 
-# What runs where. On THOROUGH backbones every check of every method. On the others every check of MAIN methods; and those
-# checks in which a backbone could fail the rest: all of it on ONE_OF_A_KIND, elsewhere one of EACH_WAY_INSIDE (see
+# What runs where. On THOROUGH backbones every check of every method. On the others every check of MAIN methods; and of
+# the rest those checks in which a backbone could fail them: of all on ONE_OF_A_KIND, elsewhere of EACH_WAY_INSIDE (see
 # docs/methods.md). REFUSED must be errors.
 THOROUGH = ("vit", "one-block", "dinov2", "clip", "siglip", "average")
 MAIN = ("viapt", "vpt-deep", "linear")
