@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import viapt.backbones
-from contract_cases import BACKBONES, FEW, MAIN, ONE_OF_A_KIND, REFUSED, THOROUGH
+from contract_cases import BACKBONES, REFUSED, runs
 from viapt.backbones.base import Backbone
 from viapt.backbones.cached import CachedFeatures, CachedTokens
 from viapt.errors import BackboneError
@@ -57,7 +57,7 @@ def cases(checks: dict[str, Check]) -> list[Any]:
         pytest.param(method, backbone, options, check, id=f"{name}-{check_name}")
         for name, method, backbone, options in kinds
         for check_name, check in checks.items()
-        if backbone in THOROUGH or method in MAIN or (backbone in ONE_OF_A_KIND and check_name in FEW)
+        if runs(method, backbone, check_name)
     ]
 
 

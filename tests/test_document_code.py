@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from bench_cases import write_suite
 from cli_cases import write_backbone, write_photos
 from document_cases import Reader
 from document_commands import ROOT, run
 from hub_cases import hub_in_use
+from viapt.cli import app
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 LANGUAGES = {"python", "sh", "text"}  # what a reader runs or compares
 ELSEWHERE = {"README.md": "test_readme.py"}  # page -> the test that runs it
+RESULTS = ROOT / "docs" / "results" / "README.md"  # its commands take hours
 COLOURS = {"cat": (220, 30, 30), "dog": (30, 30, 220)}
 
 # What pages take for granted: adapters that somebody trained, and other files.
@@ -91,3 +96,28 @@ def test_the_page_does_what_it_says(page: Path, reader: Reader) -> None:
     reader.read(page)
     assert reader.ran or reader.skipped
     assert all(len(reason.split()) >= 3 for reason in reader.skipped), "a block is left out for no reason"
+
+
+def parse(words: list[str]) -> None:
+    """Let a command read its arguments, and do nothing.
+
+    Raises:
+        Exception: there is no such command, option or value.
+    """
+    command: Any = typer.main.get_command(app)
+    name, *words = words
+    while hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    command.make_context(name, words)
+
+
+def test_the_commands_behind_the_results_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(RESULTS.parent)
+    lines = [line for language, block in blocks(RESULTS) if language == "sh" for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines]
+    assert len(commands) > 10 and {command[0] for command in commands} == {"viapt"}
+    for command in commands:
+        parse(command)
+    with pytest.raises(Exception, match="No such option"):
+        parse([*commands[0], "--no-such"])

@@ -94,6 +94,23 @@ def test_weights_and_biases_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step for _, step, _ in logged] == [1, 2, 3] and set(logged[0][2]) == {"train/loss", "train/lr"}
 
 
+@pytest.mark.skipif(not imports.is_mlflow_available(), reason="MLflow is not installed (extra mlflow)")
+def test_mlflow_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    store = tmp_path.as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    history = quiet(tiny_model(), tiny_data(), tiny_data(9, seed=1), log_with="mlflow", lr=0.01)
+    client = mlflow.MlflowClient(store)
+    experiment = client.get_experiment_by_name("viapt")
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert float(run.data.params["lr"]) == 0.01 and run.data.params["epochs"] == "2"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(1, 7))
+    found = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "val/accuracy")}
+    assert found == {epoch.step: epoch.val_accuracy for epoch in history.epochs}
+
+
 @pytest.mark.skipif(imports.is_mlflow_available(), reason="MLflow is installed")
 @pytest.mark.parametrize(
     ("wanted", "message"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,26 @@ def test_the_image_processor_is_our_transform(crop: Any, size: tuple[int, int], 
     torch.testing.assert_close(theirs[:, down:, right:], ours[:, : height - down, : width - right], rtol=0, atol=2e-2)
 
 
+def test_the_image_processor_of_transformers_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the one with Pillow has no name of its own."""
+    with_pillow = viapt.trainer.pillow_processor()
+    old = types.ModuleType("transformers")
+    old.CLIPImageProcessor = type("CLIPImageProcessor", (with_pillow,), {})  # type: ignore[attr-defined]
+    monkeypatch.setattr(viapt.trainer, "transformers", old)
+    model = viapt.create_model(tiny(), "linear", classes=3)
+    found = image_processor(model)
+    assert type(found).__name__ == "CLIPImageProcessor"
+    assert found.crop_size == {"height": 32, "width": 32}
+
+
+def test_without_transformers_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "viapt.trainer")
+    with pytest.raises(ConfigError, match="transformers is not installed") as error:
+        importlib.import_module("viapt.trainer")
+    assert error.value.remedy == "pip install 'viapt[transformers]'"
+
+
 def test_an_image_processor_that_would_do_something_else_is_refused() -> None:
     model = viapt.create_model(tiny(), "linear", classes=3)
     for change in ({"crop_mode": "border"}, {"image_size": (32, 48)}):
@@ -151,6 +173,7 @@ def test_an_image_processor_that_would_do_something_else_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")  # of transformers 4, on some file systems
 def test_the_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "backbone").mkdir()
     backbone = write_backbone(tmp_path / "backbone")

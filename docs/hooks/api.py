@@ -33,6 +33,7 @@ PAGES: dict[str, tuple[str, str, list[str]]] = {
             "viapt.methods.e2vpt.E2VPT",
             "viapt.methods.lora.LoRA",
             "viapt.methods.adapter.AdaptFormer",
+            "viapt.methods.adapter_plus.AdapterPlus",
             "viapt.methods.ssf.SSF",
             "viapt.methods.bitfit.BitFit",
             "viapt.methods.partial.Partial",
@@ -52,6 +53,7 @@ PAGES: dict[str, tuple[str, str, list[str]]] = {
             "viapt.backbones.timm_vit",
             "viapt.backbones.timm_rope",
             "viapt.backbones.timm_beit",
+            "viapt.backbones.timm_swin",
             "viapt.backbones.huggingface",
             "viapt.backbones.packaged",
         ],
@@ -64,7 +66,7 @@ PAGES: dict[str, tuple[str, str, list[str]]] = {
     "tools": (
         "Export, Trainer, testing",
         "Around a model: files for other runtimes, the Trainer of transformers, batches, converters, the contract.",
-        ["viapt.export", "viapt.trainer", "viapt.batch", "viapt.vpt_checkpoint"]
+        ["viapt.export", "viapt.trainer", "viapt.batch", "viapt.vpt_checkpoint", "viapt.adapter_plus_checkpoint"]
         + [f"viapt.testing.{name}" for name in import_module("viapt.testing").__all__],
     ),
     "bench": (

@@ -39,7 +39,9 @@ from viapt.model import PromptedClassifier
 from viapt.recipe import check_trainable, parameter_groups
 
 try:
-    from transformers import CLIPImageProcessorPil, TrainerCallback
+    import transformers
+    from transformers import TrainerCallback
+    from transformers.image_processing_utils import BaseImageProcessor
     from transformers.modeling_outputs import ImageClassifierOutput
 except ImportError as error:
     raise ConfigError("transformers is not installed", remedy="pip install 'viapt[transformers]'") from error
@@ -193,7 +195,7 @@ def adapter_optimizer(model: PromptedClassifier, lr: float | None = None, weight
     return adamw(groups, rate)
 
 
-def image_processor(model: PromptedClassifier) -> CLIPImageProcessorPil:
+def image_processor(model: PromptedClassifier) -> BaseImageProcessor:
     """An image processor of transformers that preprocesses as the backbone wants it, with Pillow, as timm does.
 
     For whoever keeps one beside a model or in a data set's `map`; `ImageCollator` needs none. Pixels are the same but
@@ -211,13 +213,19 @@ def image_processor(model: PromptedClassifier) -> CLIPImageProcessorPil:
             remedy="use viapt.trainer.ImageCollator",
         )
     squashed = {"height": math.floor(height / share), "width": math.floor(width / share)}
-    return CLIPImageProcessorPil(
+    return pillow_processor()(
         size=squashed if wanted.crop_mode == "squash" else {"shortest_edge": math.floor(height / share)},
         crop_size={"height": height, "width": width},
         resample=Image.Resampling[wanted.interpolation.upper()],
         image_mean=list(wanted.mean),
         image_std=list(wanted.std),
     )
+
+
+def pillow_processor() -> type[BaseImageProcessor]:
+    """CLIP's image processor with Pillow: under a name of its own in transformers 5, the usual one in 4."""
+    found = getattr(transformers, "CLIPImageProcessorPil", None)
+    return transformers.CLIPImageProcessor if found is None else found
 
 
 def wrapped(model: nn.Module) -> PromptedClassifier:

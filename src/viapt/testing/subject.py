@@ -100,10 +100,14 @@ def tiny_transformers() -> dict[str, Callable[[], Backbone]]:
     """The same for models of transformers."""
     sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     wide = sizes | {"intermediate_size": 48}
+    shared = {"use_shared_relative_position_bias": True, "use_mean_pooling": False}
     variants: dict[str, tuple[str, dict[str, Any]]] = {
         "hf-vit": ("ViT", wide),
+        "hf-deit": ("DeiT", wide),
         "hf-beit": ("Beit", wide | {"use_relative_position_bias": True, "layer_scale_init_value": 0.1}),
+        "hf-data2vec": ("Data2VecVision", wide | shared),
         "hf-dinov2": ("Dinov2WithRegisters", sizes | {"mlp_ratio": 2, "num_register_tokens": 2}),
+        "hf-dinov2-plain": ("Dinov2", sizes | {"mlp_ratio": 2, "use_swiglu_ffn": True}),
         "hf-clip": ("CLIPVision", wide),
         "hf-siglip": ("SiglipVision", wide),
         "hf-mae": ("ViTMAE", wide),
