@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from viapt.backbones.attention_weights import attention_weights
+from viapt.attention_weights import attention_weights
 from viapt.errors import BackboneError
 
 Needed = Literal["all", "image", "pooled"]
