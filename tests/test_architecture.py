@@ -114,7 +114,7 @@ def test_no_cycles() -> None:
 
 
 def test_the_core_knows_bases_and_reductions_only() -> None:
-    """`methods.base` and `backbones.base` import nothing of viapt but errors, how wide blocks are, and where attention is overheard."""
+    """`methods.base` and `backbones.base` import what is below them: errors, widths of blocks, weights of attention."""
     for base in ("methods/base.py", "backbones/base.py"):
         assert {room for room, _ in rooms_imported(PACKAGE / base)} <= {"errors", "widths", "attention_weights"}, base
 
