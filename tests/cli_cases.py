@@ -15,11 +15,11 @@ from PIL import Image
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
 
-def write_backbone(folder: Path) -> str:
-    """What `--backbone` takes for a ViT of depth 2."""
+def write_backbone(folder: Path, architecture: str = "vit_tiny_patch16_224") -> str:
+    """What `--backbone` takes for a transformer of timm of depth 2."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **SIZES)
+        vit = timm.create_model(architecture, pretrained=False, num_classes=0, **SIZES)
     safetensors.torch.save_file(vit.state_dict(), folder / "model.safetensors")
     pixels = {
         "input_size": [3, 32, 32],
@@ -28,7 +28,7 @@ def write_backbone(folder: Path) -> str:
         "interpolation": "bicubic",
         "crop_pct": 1.0,
     }
-    config = {"architecture": "vit_tiny_patch16_224", "num_features": 24, "model_args": SIZES}
+    config = {"architecture": architecture, "num_features": 24, "model_args": SIZES}
     config |= {"num_classes": 0, "pretrained_cfg": pixels | {"num_classes": 0}}
     (folder / "config.json").write_text(json.dumps(config))
     return f"local-dir:{folder}"

@@ -29,7 +29,7 @@ FLOORS: list[set[str]] = [
         "runtimes",
         "ray_cluster",
     }
-    | {"rounds", "cache_files", "widths"},
+    | {"rounds", "cache_files", "widths", "attention_weights"},
     {"methods", "backbones"},
     {"model"},
     {"create", "data", "quantisation", "recipe"},
@@ -114,9 +114,9 @@ def test_no_cycles() -> None:
 
 
 def test_the_core_knows_bases_and_reductions_only() -> None:
-    """`methods.base` and `backbones.base` import nothing of viapt but errors, and how wide blocks are."""
+    """`methods.base` and `backbones.base` import what is below them: errors, widths of blocks, weights of attention."""
     for base in ("methods/base.py", "backbones/base.py"):
-        assert {room for room, _ in rooms_imported(PACKAGE / base)} <= {"errors", "widths"}, base
+        assert {room for room, _ in rooms_imported(PACKAGE / base)} <= {"errors", "widths", "attention_weights"}, base
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.models.vision_transformer import ParallelScalingBlock
+from timm.models.vision_transformer import ParallelThingsBlock
 from torch.nn import functional as F  # noqa: N812
 
 from cli_cases import write_backbone, write_photos
@@ -99,8 +99,8 @@ def test_entering_prompts_are_the_last_tokens_of_each_layer(images):
 
 
 def test_attention_that_cannot_be_seen_is_refused(images):
-    with pytest.raises(BackboneError, match="ParallelScalingBlock"):
-        layer_attention(classifier(vit={"block_fn": ParallelScalingBlock}), images)
+    with pytest.raises(BackboneError, match="2 times instead of once"):
+        layer_attention(classifier(vit={"block_fn": ParallelThingsBlock}), images)
     model = classifier("linear")
     model.method.weights = lambda stage: {"vit.norm.weight": torch.ones(24)} if stage == 3 else {}
     with pytest.raises(BackboneError, match="learns weights"):
@@ -230,8 +230,13 @@ def test_the_page_is_whole_and_names_are_no_markup(tmp_path):
 def fitted(tmp_path_factory) -> tuple[Path, Path]:
     """A run, and its photos."""
     folder = tmp_path_factory.mktemp("explained")
+    return fit(folder, write_backbone(folder))
+
+
+def fit(folder: Path, backbone: str) -> tuple[Path, Path]:
+    """A run on some photos, and these."""
     photos = write_photos(folder / "photos", {"red": (220, 30, 30), "blue": (30, 30, 220)}, 10)
-    command = ["fit", str(photos), "--backbone", write_backbone(folder), "--out", str(folder / "run"), "--epochs", "1"]
+    command = ["fit", str(photos), "--backbone", backbone, "--out", str(folder / "run"), "--epochs", "1"]
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--set", "num_prompts=4", "--set", "num_instance_prompts=2"])
     assert stopped.value.code == 0
@@ -256,6 +261,24 @@ def test_explain_with_training_data(fitted, tmp_path, capsys):
     assert {"attention-2.png", "prompt-similarity.png", "pca-before.png", "t-sne-after.png"} <= names
     assert "12 training pictures" in page.text  # of 20, the rest is for validation and test
     assert re.search("sha256:[0-9a-f]{64}", page.text)
+
+
+@pytest.mark.parametrize("kind", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "transformers"])
+def test_explain_shows_attention_of_other_backbones(kind, tmp_path, capsys):
+    """Of rotary models of timm, and of one of transformers."""
+    if kind == "transformers":
+        transformers = pytest.importorskip("transformers")
+        sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48}
+        config = transformers.ViTConfig(**sizes, image_size=32, patch_size=8)
+        transformers.ViTModel(config).save_pretrained(tmp_path / "backbone")
+        backbone = f"transformers:{tmp_path / 'backbone'}"
+    else:
+        backbone = write_backbone(tmp_path, kind)
+    run, photos = fit(tmp_path, backbone)
+    code, err = call(capsys, run, photos / "red" / "00.png", "--out", tmp_path / "x")
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "x" / "pictures").iterdir()} == {"attention-1.png", "on-prompts.png"}
+    assert "no maps of it" not in (tmp_path / "x" / "explanation.html").read_text()
 
 
 def test_explain_one_picture_without_training_data(fitted, tmp_path, capsys):

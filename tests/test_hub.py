@@ -11,9 +11,12 @@ import torch
 
 import viapt
 from artifact_cases import fitted, logits, tiny
+from cli_cases import write_backbone, write_photos
 from hub_cases import Hub, hub_in_use
-from viapt.errors import ArtifactError
+from viapt.cli import main
+from viapt.errors import ArtifactError, ConfigError
 from viapt.hub import adapter_folder, parse
+from viapt.serve.tasks import adapters_in
 
 NAME = "somebody/cells"
 
@@ -88,6 +91,52 @@ def test_errors_say_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ArtifactError, match=r"cannot be reached.*HF_HUB_OFFLINE=1"):
         viapt.load(f"hf://{NAME}")
+
+
+def test_commands_take_adapters_on_a_hub(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And say of them what they say of the folder that was pushed."""
+    photos = write_photos(tmp_path / "photos", {"red": (220, 30, 30), "blue": (30, 30, 220)}, 3)
+    backbone = write_backbone(tmp_path)
+    model = viapt.create_model(backbone, "vpt-deep", classes=["blue", "red"], num_prompts=2)
+    model.save_pretrained(tmp_path / NAME)
+    model.push_to_hub(NAME)
+    picture = photos / "red" / "00.png"
+    outputs: dict[str, list[str]] = {}
+    for kind, place in (("folder", str(tmp_path / NAME)), ("hub", f"hf://{NAME}")):
+        out = tmp_path / kind
+        out.mkdir()
+        commands = [
+            ["evaluate", place, photos, "--json"],
+            ["predict", place, picture, "--format", "json"],
+            ["predict", place, photos, "--out", out / "answers.parquet"],
+            ["inspect", place, "--json"],
+            ["explain", place, picture, "--out", out / "page"],
+            ["export", place, "--to", "torch", "--out", out / "model.pt2"],
+            ["convert", place, "--from", "viapt", "--to", out / "prompts.pth"],
+            ["serve", place],
+        ]
+        outputs[kind] = []
+        with monkeypatch.context() as patch:
+            patch.setattr("viapt.export.export", lambda model, *_, **options: print(model.method.name))  # for minutes
+            patch.setattr("viapt.serve.server.run", lambda app, *_: print(list(app.state.service.tasks)))
+            for command in commands:
+                capsys.readouterr()
+                with pytest.raises(SystemExit) as stopped:
+                    main([str(part) for part in command])
+                said = capsys.readouterr()
+                assert stopped.value.code == 0, (command, said.err)
+                outputs[kind].append(said.out.replace(str(out), "OUT").replace(place, "PLACE"))
+    assert outputs["hub"] == outputs["folder"] and "['cells']" in outputs["hub"][-1]
+    assert f"hf:/{NAME}" in (tmp_path / "hub" / "page" / "explanation.html").read_text()
+
+
+def test_adapters_of_one_name_are_not_served_together(hub: Hub, tmp_path: Path) -> None:
+    fitted().push_to_hub(NAME)
+    fitted().save_pretrained(tmp_path / "cells")
+    with pytest.raises(ConfigError, match="would both be called 'cells'"):
+        adapters_in([Path(f"hf://{NAME}@v0"), tmp_path / "cells"])
 
 
 @pytest.mark.parametrize("place", ["hf://a", "hf://a/b/c", "hf://../b", "hf://a/b@", "hf://a/b@../x", "hf://a/b?c"])

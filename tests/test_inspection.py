@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock, VisionTransformer
 
 from viapt.backbones.timm_vit import TimmViT
 from viapt.errors import BackboneError
@@ -74,8 +74,8 @@ def test_a_map_lies_as_the_image_does():
 
 
 def test_blocks_without_visible_attention_are_named(images):
-    model = classifier(vit={"block_fn": ParallelScalingBlock})
-    with pytest.raises(BackboneError, match="ParallelScalingBlock"):
+    model = classifier(vit={"block_fn": ParallelThingsBlock})
+    with pytest.raises(BackboneError, match="2 times instead of once"):
         prompt_attention(model, images)
     assert inspect_model(model, images).prompt_attention is None
 

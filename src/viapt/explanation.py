@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,8 +81,8 @@ def layer_attention(model: PromptedClassifier, images: Images) -> LayerAttention
     for batch in images.split(TOGETHER):
         layers: list[Tensor] = []
 
-        def record(layer: int, tokens: Tensor, watched: Watched, layers: list[Tensor] = layers) -> None:
-            weights = watched.backbone.attention(layer, tokens).float().mean(1)
+        def record(layer: int, tokens: Tensor, context: Any, watched: Watched, layers: list[Tensor] = layers) -> None:
+            weights = watched.backbone.attention(layer, tokens, context).float().mean(1)
             k, t = watched.prefix, weights.shape[-1] - p
             looking = weights[:, :1] if k else weights[:, :t].mean(1, keepdim=True)
             layers.append(torch.cat([looking, weights[:, t:]], dim=1))  # who looks, then the prompts
@@ -128,7 +129,7 @@ def entering_prompts(model: PromptedClassifier, images: Images) -> list[Float[Te
     for batch in images.split(TOGETHER):
         layers: list[Tensor] = []
 
-        def record(layer: int, tokens: Tensor, watched: Watched, layers: list[Tensor] = layers) -> None:
+        def record(layer: int, tokens: Tensor, context: Any, watched: Watched, layers: list[Tensor] = layers) -> None:
             layers.append(tokens[:, tokens.shape[1] - p :].float())
 
         watch(model, batch, record)

@@ -28,10 +28,15 @@ def adapter_folder(place: str | Path) -> Path:
     Raises:
         ArtifactError: the hub has no such adapter, does not let us have it, or is out of reach.
     """
-    if Path(place).exists() or not SCHEME.match(str(place)):
+    if not on_hub(place):
         return Path(place)
     name, revision = parse(str(place))
     return fetch(name, revision)
+
+
+def on_hub(place: str | Path) -> bool:
+    """Whether this is hf://..., and no folder of that name."""
+    return SCHEME.match(str(place)) is not None and not Path(place).exists()
 
 
 def parse(place: str) -> tuple[str, str | None]:

@@ -154,8 +154,8 @@ def prompt_attention(model: PromptedClassifier, images: Float[Tensor, "batch 3 h
     maps: list[Tensor] = []
     p = model.method.num_prompts
 
-    def record(layer: int, tokens: Tensor, watched: Watched) -> None:
-        weights = watched.backbone.attention(layer, tokens).float().mean(1)
+    def record(layer: int, tokens: Tensor, context: Any, watched: Watched) -> None:
+        weights = watched.backbone.attention(layer, tokens, context).float().mean(1)
         k, t = watched.prefix, weights.shape[-1] - p  # prefix, patches, prompts
         looking = weights[:, :1] if k else weights[:, :t]
         shares.append(looking[:, :, t:].sum(-1).mean(-1))
@@ -168,7 +168,7 @@ def prompt_attention(model: PromptedClassifier, images: Float[Tensor, "batch 3 h
 class Watched(Backbone):
     """A backbone that computes what another one does, and shows `on_block` the tokens that enter each block."""
 
-    def __init__(self, backbone: Backbone, on_block: Callable[[int, Tensor, Watched], None]) -> None:
+    def __init__(self, backbone: Backbone, on_block: Callable[[int, Tensor, Any, Watched], None]) -> None:
         super().__init__()
         self.backbone, self.on_block = backbone, on_block
         self.dim, self.depth, self.preprocessing = backbone.dim, backbone.depth, backbone.preprocessing
@@ -187,7 +187,7 @@ class Watched(Backbone):
         return tokens
 
     def block(self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any) -> Float[Tensor, "batch _ _"]:
-        self.on_block(layer, tokens, self)
+        self.on_block(layer, tokens, context, self)
         return self.backbone.block(layer, tokens, context)
 
     def pool(self, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch features"]:
@@ -197,7 +197,7 @@ class Watched(Backbone):
 def watch(
     model: PromptedClassifier,
     images: Float[Tensor, "batch 3 height width"],
-    on_block: Callable[[int, Tensor, Watched], None],
+    on_block: Callable[[int, Tensor, Any, Watched], None],
 ) -> Watched:
     """Classify images in evaluation mode without noise, and show `on_block` the tokens that enter each block.
 

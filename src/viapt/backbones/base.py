@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from viapt.attention_weights import attention_weights
 from viapt.errors import BackboneError
 
 Needed = Literal["all", "image", "pooled"]
@@ -217,13 +219,16 @@ class Backbone(nn.Module, ABC):
                 f"{type(self).__name__} does not compile its blocks", remedy="leave compile (--compile) away"
             )
 
-    def attention(self, layer: int, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch heads t t"]:
+    def attention(
+        self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any
+    ) -> Float[Tensor, "batch heads t t"]:
         """Attention weights (each row sums to 1) of block `layer` for the tokens that enter it: for inspection only.
 
         Raises:
-            BackboneError: if this backbone does not expose them.
+            BackboneError: the block's attention is not PyTorch's, or not of these tokens with each other.
         """
-        raise BackboneError(f"{type(self).__name__} does not expose its attention weights")
+        through = partial(self.block, layer, tokens, context)
+        return attention_weights(through, type(self).__name__, *tokens.shape[:2])
 
     @property
     def widths(self) -> int | tuple[int, ...]:

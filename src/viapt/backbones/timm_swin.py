@@ -75,6 +75,11 @@ class TimmSwin(TimmBackbone):
             return tokens
         return merge(self.vit.layers[following].downsample, tokens, block.input_resolution)
 
+    def attention(
+        self, layer: int, tokens: Float[Tensor, "batch t dim"], context: Any
+    ) -> Float[Tensor, "batch heads t t"]:
+        raise BackboneError("Swin attends inside windows, not over the whole picture")
+
     def pool(self, tokens: Float[Tensor, "batch n dim"]) -> Float[Tensor, "batch features"]:
         grid = self.blocks[-1].input_resolution
         return self.vit.forward_head(self.vit.norm(tokens).unflatten(1, grid), pre_logits=True)

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from viapt.backbones import frozen_block
@@ -78,14 +77,6 @@ class TimmViT(TimmBackbone):
     def pooled_tokens(self, t: int) -> int:
         """How many of t tokens `pool` reads, from the first."""
         return 1 if self.vit.global_pool == "token" and self.vit.attn_pool is None else t
-
-    def attention(self, layer: int, tokens: Float[Tensor, "batch t dim"]) -> Float[Tensor, "batch heads t t"]:
-        block = self.vit.blocks[layer]
-        if not isinstance(block, Block | ResPostBlock) or not isinstance(block.attn, Attention):
-            raise BackboneError(f"Blocks of the kind {type(block).__name__} do not expose their attention weights")
-        attn, x = block.attn, block.norm1(tokens) if isinstance(block, Block) else tokens
-        q, k, _ = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return ((attn.q_norm(q) * attn.scale) @ attn.k_norm(k).mT).softmax(dim=-1)
 
 
 @cache

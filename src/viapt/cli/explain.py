@@ -40,6 +40,7 @@ def explain(
     from viapt.artifact import load, restore_backbone
     from viapt.cli.paths import image_files
     from viapt.device import default_device
+    from viapt.hub import adapter_folder
     from viapt.report.explained import check_folder, write_explanation
     from viapt.report.explaining import explain as explained
     from viapt.report.explaining import facts, training_pictures
@@ -55,6 +56,7 @@ def explain(
         raise ConfigError(f"--seed {seed}", expected="0 or above")
     check_libraries("explain")
     check_folder(out)
+    place, adapter = adapter, adapter_folder(adapter)
     config, files = read_config(adapter), image_files(images)
     if len(files) > MOST_PICTURES:
         raise ConfigError(f"{len(files)} images to explain", expected=f"at most {MOST_PICTURES}: each fills a page")
@@ -65,6 +67,6 @@ def explain(
         known = None if train is None else training_pictures(model, adapter, train, train_images or 2000, progress)
     found = explained(model, backbone.to(default_device()), files, known, seed=seed)
     told = ["--train", train] if train is not None else []
-    command = shlex.join(["viapt", "explain", str(adapter), *images, "--out", str(out), *told, "--seed", str(seed)])
+    command = shlex.join(["viapt", "explain", str(place), *images, "--out", str(out), *told, "--seed", str(seed)])
     page = write_explanation(replace(found, facts=facts(command, config, known)), out)
     show(f"explanation  {page}", f"pictures     {out / 'pictures'}")

@@ -17,7 +17,9 @@ PARTS = ("fastapi", "uvicorn", "multipart", "prometheus_client", "httpx")
 
 
 def serve(
-    adapters: Annotated[list[Path], typer.Argument(help="Adapters, or folders of adapters; all of one backbone.")],
+    adapters: Annotated[
+        list[Path], typer.Argument(help="Adapters, folders of adapters, or hf://user/name; all of one backbone.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     root: Annotated[
@@ -87,11 +89,12 @@ def serve(
             raise ConfigError(f"--root {folder} is no folder", expected="one that is there")
     check_engine(engine, {"replicas": replicas, "address": address, "gpus": gpus}, {"root": root, "teach": teach})
     if engine == "ray":
+        from viapt.hub import on_hub
         from viapt.serve.on_ray import Replicas, serve_on_ray
         from viapt.serve.tasks import adapters_in
         from viapt.tables import say
 
-        folders = [folder.absolute() for folder in adapters]
+        folders = [place if on_hub(place) else place.absolute() for place in adapters]
         wanted = Replicas(
             folders, weights and weights.absolute(), limits, token, allow_urls, replicas or 1, gpus or 0.0
         )

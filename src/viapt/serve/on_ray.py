@@ -34,7 +34,8 @@ HEALTH_SECONDS = 5.0  # between two questions whether a replica lives
 
 @dataclass(frozen=True)
 class Replicas:
-    """What is deployed. Folders and weights must have the same paths on every node.
+    """What is deployed. Folders and weights must have the same paths on every node; what is
+    on a hub is fetched by each.
 
     Attributes:
         folders, weights: see `open_tasks`.

@@ -10,32 +10,41 @@ from viapt.artifact import restore_backbone
 from viapt.create import cast
 from viapt.device import default_device
 from viapt.errors import ConfigError
+from viapt.hub import adapter_folder, on_hub, parse
 from viapt.multitask import ROWS, MultiTask
 from viapt.serve.problems import Problem
 
 
-def adapters_in(folders: Iterable[Path]) -> dict[str, Path]:
-    """Name -> folder of each adapter: folders that are one, and those directly inside folders that are none.
+def adapters_in(places: Iterable[Path]) -> dict[str, Path]:
+    """Name -> folder of each adapter: folders that are one, those directly inside folders that are none, and hf://...
 
     Raises:
+        ArtifactError: see `viapt.hub.adapter_folder`.
         ConfigError: a folder without adapters, or two of one name.
     """
     found: dict[str, Path] = {}
-    for folder in folders:
-        if (folder / CONFIG).is_file():
-            some = [folder]
-        else:
-            some = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-        if not some:
-            raise ConfigError(f"There are no adapters in {folder}", expected="an adapter, or a folder of adapters")
-        for path in some:
-            name = path.resolve().name
+    for place in places:
+        for name, path in named(place):
             if name in found:
                 raise ConfigError(
                     f"{found[name]} and {path} would both be called {name!r}", remedy="rename one of the folders"
                 )
             found[name] = path
     return found
+
+
+def named(place: Path) -> list[tuple[str, Path]]:
+    """Name and folder of each adapter in one place; on a hub the repository's name, without its owner.
+
+    Raises:
+        ArtifactError, ConfigError: as `adapters_in`.
+    """
+    if on_hub(place):
+        return [(parse(str(place))[0].rpartition("/")[2], adapter_folder(place))]
+    inside = [place / CONFIG] if (place / CONFIG).is_file() else sorted(place.glob(f"*/{CONFIG}"))
+    if not inside:
+        raise ConfigError(f"There are no adapters in {place}", expected="an adapter, or a folder of adapters")
+    return [(file.parent.resolve().name, file.parent) for file in inside]
 
 
 def open_tasks(folders: Sequence[Path], weights: Path | None, rows: int | None) -> MultiTask:
