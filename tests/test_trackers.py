@@ -94,9 +94,8 @@ def test_weights_and_biases_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step for _, step, _ in logged] == [1, 2, 3] and set(logged[0][2]) == {"train/loss", "train/lr"}
 
 
-@pytest.mark.skipif(not imports.is_mlflow_available(), reason="MLflow is not installed (extra mlflow)")
 def test_mlflow_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed (extra mlflow)")
     store = tmp_path.as_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
