@@ -29,7 +29,7 @@ class AdaptFormer(WithoutPrompts):
     """
 
     name = "adaptformer"
-    learning_rate = 1e-3  # not yet chosen on validation data
+    learning_rate = 1e-3
     inside = True
 
     def __init__(

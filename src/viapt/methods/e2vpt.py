@@ -33,7 +33,7 @@ class E2VPT(PromptMethod):
     """
 
     name = "e2vpt"
-    learning_rate = 5e-3  # not yet chosen on validation data
+    learning_rate = 5e-3
     inside = True
     carries = False
     token_mask: Tensor

@@ -19,7 +19,7 @@ class SSF(WithoutPrompts):
     """
 
     name = "ssf"
-    learning_rate = 5e-3  # not yet chosen on validation data
+    learning_rate = 5e-3
     inside = True
     same_for_ever = "nothing"
 
