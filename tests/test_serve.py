@@ -159,7 +159,7 @@ def test_a_pass_has_as_many_rows_as_make_it_cheaper(
 
 def test_seconds_are_those_of_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 90.0, 100.0, 106.0, 200.0, 204.0, 300.0, 308.0])
-    monkeypatch.setattr("viapt.serve.pace.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("viapt.precision.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert seconds_per_row(tiny_vit(), 2) == 2.0
 
 

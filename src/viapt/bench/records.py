@@ -14,7 +14,7 @@ from typing import Any
 from viapt.bench.jobs import Job, Outcome
 from viapt.bench.protocol import Protocol, differences
 from viapt.bench.scores import Score
-from viapt.bench.store import FILE, FINAL, Cell, Store
+from viapt.bench.store import FILE, FINAL, PLACE, Cell, Store
 from viapt.checkpoint import replace_file
 from viapt.errors import ArtifactError, ConfigError
 
@@ -67,9 +67,6 @@ def load_records(path: Path) -> tuple[Protocol, list[dict[str, Any]]]:
         return Protocol.from_dict(content["protocol"]), records
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} holds no exported records ({type(error).__name__}: {error})") from error
-
-
-PLACE = "method", "task", "seed", "trial"
 
 
 def restore(paths: Sequence[Path], folder: Path) -> int:

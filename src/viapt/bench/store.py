@@ -23,6 +23,7 @@ FORMAT = 1
 APPLICATION = 0x76696170  # "viap": tells our files from other programs'
 PATIENCE = 60.0  # seconds that another process may keep the file
 FINAL = -1  # in place of the number of a trial
+PLACE = "method", "task", "seed", "trial"  # of a record in the table
 
 SCHEMA = """
 CREATE TABLE protocol (value TEXT NOT NULL);
@@ -241,8 +242,7 @@ class Store:
             """SELECT method, task, seed, trial, key, record FROM cells JOIN results USING (key)
                ORDER BY method, task, seed, trial"""
         )
-        names = "method", "task", "seed", "trial", "key"
-        return [dict(zip(names, row[:5], strict=True)) | json.loads(row[5]) for row in found]
+        return [dict(zip((*PLACE, "key"), row[:5], strict=True)) | json.loads(row[5]) for row in found]
 
     def failures(self) -> list[Failure]:
         """What failed, and was not done since."""

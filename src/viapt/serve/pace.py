@@ -6,13 +6,15 @@ pass, and whoever shares it only gets the answer later.
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from viapt.backbones.base import Backbone
 from viapt.device import synchronise
 from viapt.multitask import ROWS
+from viapt.precision import timed
 
 GAIN = 0.1  # of the seconds a row takes, that twice as many rows must save
 TURNS = 3  # the fastest counts: other programs can slow a pass down, but never speed it up
@@ -29,15 +31,14 @@ def efficient_rows(backbone: Backbone, most: int = ROWS) -> int:
     return rows
 
 
-@torch.no_grad()
 def seconds_per_row(backbone: Backbone, rows: int) -> float:
     """Of a pass without prompts."""
-    device = next(backbone.parameters()).device
-    images = torch.zeros(rows, *backbone.input_shape, device=device)
-    taken = []
-    for _ in range(1 + TURNS):  # the first one is the warm-up
-        start = time.perf_counter()
-        backbone(images)
-        synchronise(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:]) / rows
+    images = torch.zeros(rows, *backbone.input_shape, device=next(backbone.parameters()).device)
+    _, *taken = [timed(partial(whole_pass, backbone, images)) for _ in range(1 + TURNS)]  # the first is the warm-up
+    return min(taken) / rows
+
+
+def whole_pass(backbone: Backbone, images: Tensor) -> None:
+    """Until the device has done it."""
+    backbone(images)
+    synchronise(images.device)
