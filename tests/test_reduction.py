@@ -16,6 +16,7 @@ from torch import Tensor
 from viapt.reduction import (
     REDUCTIONS,
     BatchPCA,
+    FixedSubspace,
     InstancePCA,
     LinearProjection,
     RandomSubspace,
@@ -358,6 +359,20 @@ def test_autocast_does_not_reach_in(kind: type[Reduction]) -> None:
         found = kept(0, z, fresh)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", [RunningPCA, RandomSubspace])
+@given(shape=SHAPES, seed=SEEDS)
+def test_what_is_not_derived_would_come_out_the_same(
+    kind: type[FixedSubspace], shape: tuple[int, int], seed: int
+) -> None:
+    """At the start, and where a move changes nothing: derived again, V and A have the same values."""
+    reduction = kind(*shape, layers=2, shared=False, seed=seed, steps=4)
+    for moved in (reduction, reduction.to("cpu"), reduction.float()):
+        v, a = moved.v, moved.a
+        moved.derive()
+        same(moved.v, v, 0.0)
+        same(moved.a, a, 0.0)
 
 
 @pytest.mark.parametrize("kind", [RunningPCA, RandomSubspace, SelectCoordinates, LinearProjection])

@@ -205,6 +205,35 @@ def test_what_a_proxy_says(sent: Any, status: int, code: str, retry: str | None)
     assert response.headers.get("retry-after") == retry
 
 
+@pytest.mark.parametrize(
+    ("headers", "bodies", "ended"),
+    [
+        ([(b"Content-Length", b"4")], [b"an", b"sw"], True),
+        ([(b"Content-Length", b"4")], [b"an"], False),
+        ([], [b"answ"], False),
+    ],
+    ids=["whole", "cut off", "of unknown length"],
+)
+def test_a_replica_dies_as_it_answers(headers: list[tuple[bytes, bytes]], bodies: list[bytes], ended: bool) -> None:
+    """What is whole is ended, so that the connection stays; what may be cut off is not said to be whole."""
+    sent: list[Any] = [{"type": "http.response.start", "status": 200, "headers": headers}]
+    sent += [{"type": "http.response.body", "body": body, "more_body": True} for body in bodies]
+    passed: list[Any] = []
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        for message in sent:
+            await send(message)
+
+    async def noted(message: Any) -> None:
+        passed.append(message)
+
+    async def nothing() -> Any:
+        raise AssertionError("nobody reads")
+
+    asyncio.run(Retriable(proxy)({"type": "http", "path": "/"}, nothing, noted))
+    assert passed == sent + [{"type": "http.response.body"}] * ended
+
+
 def test_a_port_that_is_taken() -> None:
     import socket
 

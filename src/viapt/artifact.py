@@ -111,7 +111,8 @@ def load(
         model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # of linear algebra, for a basis that is none
         refuse(folder, f"holds values that {config['method']} cannot use ({error})")
-    if not all(bool(buffer.isfinite().all()) for buffer in model.method.buffers()):
+    idle = model.method.transient_state()
+    if not all(bool(b.isfinite().all()) for name, b in model.method.named_buffers() if name not in idle):
         refuse(folder, f"holds values that {config['method']} cannot use")
     if config.get("round_noise") is not None:
         model.round_noise = RoundNoise(**config["round_noise"])

@@ -149,19 +149,17 @@ class FixedSubspace(Reduction):
 
     def __init__(self, dim: int, kept_dim: int, layers: int, **options: Any) -> None:
         super().__init__(dim, kept_dim, layers, **options)
-        self.register_buffer("basis", self.initial().half().float())
-        self.register_buffer("v", torch.empty_like(self.basis), persistent=False)
-        self.register_buffer("a", torch.empty_like(self.basis), persistent=False)
+        first = torch.eye(dim, kept_dim).repeat(self.count, 1, 1)  # coordinates: their own V and A
+        self.register_buffer("basis", first)
+        self.register_buffer("v", first.clone(), persistent=False)
+        self.register_buffer("a", first.clone(), persistent=False)
         self.register_load_state_dict_post_hook(derive_after_loading)
-        self.derive()
-
-    def initial(self) -> Float[Tensor, "l d m"]:
-        """The first m coordinates."""
-        return torch.eye(self.dim, self.kept_dim).repeat(self.count, 1, 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedSubspace:
+        before = self.basis
         super()._apply(fn, recurse)
-        self.derive()  # in the new precision, not cast to it
+        if self.basis is not before:
+            self.derive()  # in the new precision, not cast to it
         return self
 
     def derive(self, *indices: int) -> None:
@@ -290,10 +288,12 @@ class RunningPCA(FixedSubspace):
 class RandomSubspace(FixedSubspace):
     """`random`: a fixed random orthonormal basis, the paper's random-projection baseline."""
 
-    def initial(self) -> Float[Tensor, "l d m"]:
+    def __init__(self, dim: int, kept_dim: int, layers: int, **options: Any) -> None:
+        super().__init__(dim, kept_dim, layers, **options)
         generator = torch.Generator().manual_seed(self.seed)
-        gaussian = torch.randn(self.count, self.dim, self.kept_dim, generator=generator)
-        return torch.linalg.qr(gaussian).Q
+        gaussian = torch.randn(self.count, dim, kept_dim, generator=generator)
+        self.basis = torch.linalg.qr(gaussian).Q.half().float()
+        self.derive()
 
 
 class SelectCoordinates(Reduction):

@@ -1,7 +1,9 @@
 """What Ray's HTTP proxies do for us: whoever asked a replica that died is told to come back, in our form of errors.
 
 A proxy hands a request to one replica and cannot give it to another, since its body has passed by. Where the replica
-dies before it has answered, the proxy sends nothing, which its server makes a 500 without a word.
+dies before it has answered, the proxy sends nothing, which its server makes a 500 without a word. Where it dies after
+the last byte of its answer, but before it has said that this was the last, the server would close the connection, on
+which the client, who has counted, may have sent the next request.
 """
 
 from __future__ import annotations
@@ -29,22 +31,25 @@ class Retriable:
             await self.app(scope, receive, send)
             return
         problem: Problem | None = DIED
+        left: int | None = None  # bytes of an answer that goes on, where it has said how many it has
 
         async def noted(message: Message) -> None:
-            nonlocal problem
+            nonlocal problem, left
             if message["type"] == "http.response.start":
-                problem = None if is_ours(message) else RAYS_OWN.get(message["status"])
+                headers = {bytes(key).lower(): bytes(value) for key, value in message["headers"]}
+                ours = headers.get(b"content-type") == b"application/json"  # as all errors of the application
+                problem = None if ours else RAYS_OWN.get(message["status"])
+                left = int(headers[b"content-length"]) if b"content-length" in headers else None
+            elif left is not None:
+                left = left - len(message.get("body", b"")) if message.get("more_body") else None
             if problem is None:
                 await send(message)
 
         await self.app(scope, receive, noted)
         if problem is not None:
             await problem.response()(scope, receive, send)
-
-
-def is_ours(start: Message) -> bool:
-    """Whether an error comes from the application: its errors are JSON."""
-    return (b"content-type", b"application/json") in [(bytes(k).lower(), bytes(v)) for k, v in start["headers"]]
+        elif left == 0:
+            await send({"type": "http.response.body"})
 
 
 def retriable() -> list[Middleware]:
