@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +87,24 @@ def test_the_measurement_is_real() -> None:
     assert 0 < measure() < float("inf")
     waits = itertools.count()
     assert viapt.precision.timed(lambda: next(waits)) > 0 and next(waits) == 1
+
+
+def test_a_processor_whose_onednn_has_no_bfloat16(tmp_path: Path) -> None:
+    """As every one without AVX-512: oneDNN refuses such products, so "auto" and "bfloat16" go without it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from viapt.backbones.frozen_linear import linear\n"
+        "from viapt.device import prefers_onednn\n"
+        "from viapt.precision import choose_precision\n"
+        "x, weight = torch.ones(3, 8, dtype=torch.bfloat16), torch.ones(2, 8, dtype=torch.bfloat16)\n"
+        "assert not prefers_onednn(x) and prefers_onednn(x.float())\n"
+        "assert linear(x, weight).tolist() == [[8.0, 8.0]] * 3\n"
+        "choose_precision('auto', 'cpu')\n"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_gpus_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ CPU_ONLY = "ACCELERATE_USE_CPU"
 KEEP_MEMORY = "VIAPT_KEEP_MEMORY"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 NEVER = -1
+BFLOAT16 = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+ONEDNN_TYPES = (torch.float32, torch.bfloat16) if BFLOAT16 else (torch.float32,)  # bfloat16 wants AVX-512
 
 
 def default_device() -> torch.device:
@@ -136,7 +138,7 @@ def prefers_onednn(x: Tensor) -> bool:
     """Whether `onednn_linear` serves a tensor like this one, and is faster than `F.linear`: on CPUs, if it is there."""
     return (
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in ONEDNN_TYPES
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
