@@ -14,7 +14,7 @@ from torch import Tensor
 from artifact_cases import fitted
 from viapt.artifact import load
 from viapt.backbones.base import Backbone
-from viapt.errors import ArtifactError, BackboneError, ConfigError, DataError
+from viapt.errors import ArtifactError, ConfigError, DataError
 from viapt.inference import predict
 from viapt.multitask import MultiTask, Question, passes, rows_of
 from viapt.testing.subject import tiny_backbones, tiny_vit
@@ -79,14 +79,7 @@ def mixed(names: list[str], images: int) -> list[Question]:
     ]
 
 
-def test_a_backbone_with_stages_is_refused(tmp_path: Path) -> None:
-    build = tiny_backbones()["swin"]
-    adapters = write(tmp_path, build, ["deep"])
-    with pytest.raises(BackboneError, match="serves blocks of one width"):
-        MultiTask(build(), adapters)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in tiny_backbones() if kind != "swin"])
+@pytest.mark.parametrize("kind", tiny_backbones())
 def test_a_mixed_batch_answers_as_each_task_alone(kind: str, tmp_path: Path) -> None:
     build = tiny_backbones()[kind]
     names = list(METHODS) if kind == "vit" else ["paper", "deep", "shallow", "linear", "lora"]

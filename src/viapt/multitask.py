@@ -338,6 +338,8 @@ class Part(NamedTuple):
 class Mixture(PromptMethod):
     """Several methods with equally many prompts, each for some rows of a batch: told anew before every pass."""
 
+    staged = True  # as the methods that it is made of
+
     def __init__(self, backbone: Any) -> None:
         super().__init__(backbone.widths, backbone.depth, backbone.patch_size)
         self.parts: list[Part] = []
