@@ -205,14 +205,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "without --backbone" in capsys.readouterr().err
 
 
-def test_prompts_of_several_widths_are_refused(tmp_path: Path) -> None:
+def test_files_of_swin_are_refused(tmp_path: Path) -> None:
+    """Their features are made in another way: a converted adapter would not answer alike."""
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4)}
-    swin = SwinTransformer(**sizes, window_size=4, num_classes=0)
-    for method, options in (("vpt-deep", {}), ("vpt-deep", {"projected_dim": 3})):
+    swin, file = SwinTransformer(**sizes, window_size=4, num_classes=0), tmp_path / "x.pth"
+    for method, options in (("vpt-deep", {}), ("vpt-deep", {"projected_dim": 3}), ("vpt-shallow", {})):
         create_model(swin, method, classes=2, **options).save_pretrained(tmp_path / "adapter")
-        with pytest.raises(ArtifactError, match="several widths"):
-            to_vpt(tmp_path / "adapter", tmp_path / "x.pth")
-    prompts = {"prompt_embeddings": numbers(1, P, 8), "deep_prompt_embeddings": numbers(2, P, 8)}
-    torch.save(prompts, tmp_path / "x.pth")
-    with pytest.raises(ArtifactError, match=r"gives method\.prompts for all blocks.*2 widths"):
-        from_vpt(tmp_path / "x.pth", swin, classes=2)
+        with pytest.raises(ArtifactError, match=r"several widths|8 numbers for features of 16"):
+            to_vpt(tmp_path / "adapter", file)
+    shallow = {"prompt_embeddings": numbers(1, P, 8)}
+    for deep in ({}, {"deep_prompt_embeddings": numbers(2, P, 8)}):
+        torch.save(shallow | deep, file)
+        with pytest.raises(ArtifactError, match=r"several widths.*Swin makes its features in another way"):
+            from_vpt(file, swin, classes=2)
+    torch.save(shallow | {"enc.deep_prompt_embeddings_0": numbers(1, P, 8)}, file)
+    with pytest.raises(ArtifactError, match=r"deep_prompt_embeddings_0, prompts of Swin"):
+        read_vpt(file)

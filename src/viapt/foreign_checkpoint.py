@@ -123,14 +123,7 @@ def fill(path: Path, model: PromptedClassifier, learned: Mapping[str, Tensor], r
         ArtifactError: one is of another shape.
     """
     for name, tensor in learned.items():
-        own = model.learnable().get(name)
-        if own is None:
-            refuse(
-                path,
-                f"gives {name} for all blocks",
-                expected=f"prompts of {len(model.method.stages)} widths",
-                remedy=remedy,
-            )
+        own = model.learnable()[name]
         if own.shape != tensor.shape:
             refuse(
                 path,

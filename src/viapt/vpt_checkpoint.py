@@ -9,11 +9,14 @@ That code writes two kinds of files. For p prompts of h numbers, N blocks of wid
 
 Deep prompts are those of blocks 2 to N there, and those of all blocks here. There prompts stand before the patches,
 here behind them: the same to attention. The backbone that a checkpoint may hold as well is not read: name the same one.
+Files of Swin are refused: that code averages the prompts' outputs into the feature, where the paper ignores them, and
+hands prompts of one image to the windows of another, so that no adapter would answer alike.
 How files are opened is told in `viapt.foreign_checkpoint`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +43,8 @@ NAMES = {  # by the end of a name there
     "head.last_layer.weight": "head.weight",
     "head.last_layer.bias": "head.bias",
 }
+STAGE = re.compile(r"(^|.*\.)deep_prompt_embeddings_\d+")  # of Swin
+WHY_NOT_SWIN = "that code's Swin makes its features in another way"
 PREFIXES = "", "enc.", "enc.transformer.", "transformer.", "module.", "module.enc.", "module.enc.transformer."
 
 
@@ -91,6 +96,8 @@ def check_no_other_prompts(path: Path, name: Any) -> None:
     Raises:
         ArtifactError: naming the tensor.
     """
+    if isinstance(name, str) and STAGE.fullmatch(name):
+        refuse(path, f"holds {name}, prompts of Swin", expected=f"those of a vision transformer: {WHY_NOT_SWIN}")
     if isinstance(name, str) and ("prompt" in name or ".head.projection." in f".{name}"):
         refuse(path, f"holds {name}", expected="prompts that are prepended, and a head of one linear layer")
 
@@ -163,6 +170,8 @@ def from_vpt(
         image_size=image_size,
         **options,
     )
+    if len(model.method.stages) > 1:
+        refuse(path, "cannot serve blocks of several widths", expected=f"a vision transformer: {WHY_NOT_SWIN}")
     prompts = found.shallow if found.deep is None else torch.cat([found.shallow[None], found.deep])
     learned = {"method.prompts": prompts}
     for name, pair in (("method.projection", found.projection), ("head", found.head)):
@@ -195,8 +204,15 @@ def to_vpt(adapter: str | Path, path: str | Path) -> Path:
         )
     tensors = {name: tensor.float() for name, tensor in read_tensors(folder, config).items()}
     if "method.prompts" not in tensors or any(name.startswith("method.projection.parts.") for name in tensors):
-        refuse(folder, "holds prompts of several widths", expected="those of a backbone without stages")
-    prompts = tensors["method.prompts"]
+        refuse(folder, "holds prompts of several widths", expected=f"those of a vision transformer: {WHY_NOT_SWIN}")
+    prompts, features = tensors["method.prompts"], tensors["head.weight"].shape[1]
+    width = tensors["method.projection.weight"].shape[0] if "method.projection.weight" in tensors else prompts.shape[-1]
+    if width != features:
+        refuse(
+            folder,
+            f"holds prompts of {width} numbers for features of {features}",
+            expected=f"those of a vision transformer, which have as many: {WHY_NOT_SWIN}",
+        )
     state = {"enc.transformer.prompt_embeddings": prompts[None] if prompts.ndim == 2 else prompts[:1]}
     if prompts.ndim == 3:
         state["enc.transformer.deep_prompt_embeddings"] = prompts[1:]
