@@ -2,7 +2,7 @@
 
     what                                        CPU                         GPU
     precision of the frozen backbone ("auto")   measured: `precision.py`    bfloat16, where it has units for that
-    products with frozen weights                by oneDNN                   torch's
+    products with frozen weights                oneDNN's, with AVX-512      torch's
     attention                                   plain in bfloat16           fused (flash)
     what learns, reduction, optimizer           float32                     float32, TF32 off
     AdamW                                       plain                       fused
@@ -32,8 +32,7 @@ CPU_ONLY = "ACCELERATE_USE_CPU"
 KEEP_MEMORY = "VIAPT_KEEP_MEMORY"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 NEVER = -1
-BFLOAT16 = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-ONEDNN_TYPES = (torch.float32, torch.bfloat16) if BFLOAT16 else (torch.float32,)  # bfloat16 wants AVX-512
+AVX512 = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def default_device() -> torch.device:
@@ -135,10 +134,14 @@ def prefers_plain_attention(tensor: Tensor) -> bool:
 
 
 def prefers_onednn(x: Tensor) -> bool:
-    """Whether `onednn_linear` serves a tensor like this one, and is faster than `F.linear`: on CPUs, if it is there."""
+    """Whether `onednn_linear` serves a tensor like this one, and is faster than `F.linear`: on CPUs with AVX-512.
+
+    Others are slower by it in float32, and have no bfloat16 in it.
+    """
     return (
         x.device.type == "cpu"
-        and x.dtype in ONEDNN_TYPES
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and AVX512
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
