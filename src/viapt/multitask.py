@@ -361,7 +361,7 @@ class Mixture(PromptMethod):
             [part.method.start(piece, grid, part.noise) for part, piece in zip(self.parts, pieces, strict=True)]
         )
 
-    def carry(self, layer: int, prompts: Float[Tensor, "rows p dim"]) -> Float[Tensor, "rows p dim"]:
+    def carry(self, layer: int, prompts: Float[Tensor, "rows p _"]) -> Float[Tensor, "rows p dim"]:
         pieces = prompts.split([part.rows for part in self.parts])
         return joined([part.method.carry(layer, piece) for part, piece in zip(self.parts, pieces, strict=True)])
 
