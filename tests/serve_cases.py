@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,12 @@ def serve(
     backbone: str | None = None,
     **options: Any,
 ) -> None:
-    """A scenario with a new service of these adapters; at the end, nothing is left behind."""
+    """A scenario with a new service of these adapters; at the end, nothing is left behind.
+
+    One pass at a time, unless the limits say otherwise.
+    """
+    limits = limits or Limits()
+    limits = replace(limits, passes=limits.passes or 1)
     app = create_app(MultiTask(backbone or tiny_vit(), adapters), limits=limits, **options)
 
     async def run() -> None:
@@ -125,20 +131,20 @@ def served(folder: Path, log: Path, *options: str, **environment: str) -> Iterat
 def held(app: FastAPI) -> Iterator[Callable[[], Awaitable[None]]]:
     """Inside, passes begin and do not end; gives something that waits until one has begun."""
     tasks, begun, free = app.state.service.tasks, threading.Event(), threading.Event()
-    answer = tasks.answer
+    compute = tasks.compute
 
     def slow(*arguments: Any) -> Any:
         begun.set()
         free.wait()
-        return answer(*arguments)
+        return compute(*arguments)
 
     async def wait() -> None:
         while not begun.is_set():
             await asyncio.sleep(0.001)
 
-    tasks.answer = slow
+    tasks.compute = slow
     try:
         yield wait
     finally:
         free.set()
-        tasks.answer = answer
+        tasks.compute = compute

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from viapt.artifact import load
 from viapt.backbones.base import Backbone
 from viapt.errors import ArtifactError, ConfigError, DataError
 from viapt.inference import predict
-from viapt.multitask import MultiTask, Question, passes, rows_of
+from viapt.multitask import Mixture, MultiTask, Question, passes, size
 from viapt.testing.subject import tiny_backbones, tiny_vit
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -146,13 +149,72 @@ def test_rows_go_through_the_blocks_together(tasks: MultiTask, monkeypatch: pyte
 
 
 def test_passes_are_bounded_and_hold_every_row_once(tasks: MultiTask) -> None:
-    rows = [row for k, q in enumerate(mixed(list(tasks), 4)) for row in rows_of(k, q, tasks[q.task])]
+    rows = tasks.rows_of(mixed(list(tasks), 4), tasks, 4)
     found = list(passes(rows, 3))
     assert sorted(row.question for rows in found for row in rows) == sorted(row.question for row in rows)
     for together in found:
         prompts = {row.model.method.num_prompts for row in together}
         assert len(prompts) == 1
+        assert size(together) <= 3
         assert len(together) <= 3 or (prompts == {0} and len({row.image for row in together}) <= 3)
+
+
+def counting(call: Callable[..., Any], counts: list[int], hold: Callable[[], Any]) -> Callable[..., Any]:
+    """The same call, which notes how many threads are in it and holds each of them up."""
+    inside: list[object] = []
+
+    def counted(*arguments: Any) -> Any:
+        inside.append(one := object())
+        counts.append(len(inside))
+        hold()
+        try:
+            return call(*arguments)
+        finally:
+            inside.remove(one)
+
+    return counted
+
+
+def asked_at_once(tasks: MultiTask, questions: list[list[Question]], images: Tensor) -> list[Any]:
+    """The answers of as many threads as lists of questions."""
+    with ThreadPoolExecutor(len(questions)) as threads:
+        return list(threads.map(lambda some: tasks.answer(images, some), questions))
+
+
+@pytest.mark.parametrize("allowed", [1, 3])
+def test_as_many_passes_as_allowed_are_made_at_the_same_time(
+    allowed: int, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, images = MultiTask(tiny_vit(), adapters), pictures(2)
+    tasks.allow(allowed - 1)
+    barrier, counts = threading.Barrier(allowed), []
+    monkeypatch.setattr(
+        tasks.backbone, "embed", counting(tasks.backbone.embed, counts, partial(barrier.wait, timeout=60))
+    )
+    names = ["deep", "paper", "linear", "shallow", "deeper", "more"]
+    questions = [[Question(name, 1, "multi", 1, 3)] for name in names]
+    for question, answer in zip(questions, asked_at_once(tasks, questions, images), strict=True):
+        expected = alone(adapters[question[0].task], tiny_vit, images[1], question[0])
+        torch.testing.assert_close(answer[0].probabilities, expected.probabilities[0], rtol=0, atol=1e-5)
+    assert max(counts) == allowed and len(counts) == len(names)
+
+
+@pytest.mark.parametrize("name", ["lora", "ssf", "partial"])
+def test_methods_inside_the_backbone_take_turns(
+    name: str, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They put weights into their view of it for as long as a pass takes."""
+    tasks, images, counts = MultiTask(tiny_vit(), {name: adapters[name]}), pictures(2), []
+    tasks.allow(3)
+    before = {key: tensor.clone() for key, tensor in tasks[name].state_dict().items()}
+    monkeypatch.setattr(tasks[name], "embed", counting(tasks[name].embed, counts, partial(time.sleep, 0.01)))
+    question = Question(name, 1)
+    expected = alone(adapters[name], tiny_vit, images[1], question)
+    for answer in asked_at_once(tasks, [[question]] * 8, images):
+        torch.testing.assert_close(answer[0].probabilities, expected.probabilities[0], rtol=0, atol=1e-5)
+    assert counts == [1] * 8
+    after = tasks[name].state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
 def storages(model: torch.nn.Module) -> dict[int, int]:
@@ -199,7 +261,8 @@ def test_a_task_that_was_removed_is_not_kept(adapters: dict[str, Path]) -> None:
     tasks = MultiTask(tiny_vit(), {"a": adapters["deep"]})
     tasks.predict(pictures(1))
     tasks.remove("a")
-    assert not tasks.mixture.parts
+    with tasks.turn() as loop:
+        assert isinstance(loop.method, Mixture) and not loop.method.parts
 
 
 def test_another_backbone_is_refused_and_changes_nothing(adapters: dict[str, Path], tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from viapt.inference import predict
 from viapt.multitask import MultiTask
 from viapt.serve.access import check_reach, is_loopback, read_token
 from viapt.serve.limits import Limits
-from viapt.serve.pace import efficient_rows, seconds_per_row
+from viapt.serve.pace import Pace, efficient_pace, efficient_rows, seconds_per_row
 from viapt.serve.tasks import adapters_in
 from viapt.testing.subject import tiny_vit
 
@@ -102,42 +103,153 @@ def test_answers_are_those_of_each_task_alone(adapters: dict[str, Path], policy:
     serve(adapters, scenario)
 
 
+def sizes_of_passes(app: FastAPI) -> list[int]:
+    """Rows of each pass that is made from now on."""
+    tasks, sizes = app.state.service.tasks, []
+    compute = tasks.compute
+    tasks.compute = lambda images, rows: sizes.append(len(rows)) or compute(images, rows)
+    return sizes
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
 def test_requests_share_a_pass_and_get_their_own_answers(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
-        tasks, calls = app.state.service.tasks, []
-        answer = tasks.answer
-        tasks.answer = lambda *given: calls.append(len(given[1])) or answer(*given)
-        names = [list(adapters)[k % 3] for k in range(6)]
+        sizes = sizes_of_passes(app)
+        assert (await client.put("/v1/tasks/other", json={"directory": "deep"})).status_code == 200
+        names = ["deep", "other"] * 3
         asked = [
             client.post("/v1/classify", **upload(picture(k), tasks=name, policy="fixed", seed=str(k)))
             for k, name in enumerate(names)
         ]
         for k, (name, response) in enumerate(zip(names, await asyncio.gather(*asked), strict=True)):
-            check(response.json()["images"][0]["tasks"][name], adapters[name], picture(k), "fixed", 1, k)
-        assert calls == [6]
+            check(response.json()["images"][0]["tasks"][name], adapters["deep"], picture(k), "fixed", 1, k)
+        assert sizes == [6]
 
-    serve(adapters, scenario, Limits(wait=3600.0, rows=6))  # only a full pass begins
+    folder = adapters["deep"].parent
+    serve(adapters, scenario, Limits(wait=3600.0, rows=6), roots=[folder])  # only a full pass begins
 
 
-def test_of_a_long_queue_half_is_computed_at_once(adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("viapt.serve.batching.efficient_rows", lambda _: 2)
+def test_a_pass_is_the_oldest_job_and_those_that_share_it(adapters: dict[str, Path]) -> None:
+    """Others keep their order, and a request that makes more rows than a pass has is cut."""
 
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
-        tasks, sizes = app.state.service.tasks, []
-        answer = tasks.answer
-        tasks.answer = lambda *given: sizes.append(len(given[1])) or answer(*given)
-        with held(app) as begun:
-            asked = [asyncio.create_task(client.post("/v1/classify", **upload(picture(), tasks="deep")))]
-            await begun()
-            asked += [
-                asyncio.create_task(client.post("/v1/classify", **upload(picture(k), tasks="deep"))) for k in range(12)
-            ]
-            while app.state.service.batcher.waiting < 12:
-                await asyncio.sleep(0.001)
-        await asyncio.gather(*asked)
-        assert sizes == [1, 6, 3, 2, 1]
+        batcher, asked = app.state.service.batcher, []
 
-    serve(adapters, scenario)
+        async def ask(name: str, *seeds: int) -> None:
+            asked.append((name, seeds, asyncio.create_task(post(name, seeds))))
+            waiting = len(batcher.jobs)
+            await until(lambda: len(batcher.jobs) > waiting)
+
+        async def post(name: str, seeds: Sequence[int]) -> httpx.Response:
+            return await client.post("/v1/classify", **upload(*map(picture, seeds), tasks=name))
+
+        with held(app) as begun:
+            asked.append(("deep", (9,), asyncio.create_task(post("deep", (9,)))))
+            await begun()
+            await ask("deep", 0)
+            await ask("paper", 1)
+            await ask("deep", 2)
+            await ask("probe", 3, 4, 5)
+            await ask("paper", 6)
+            await ask("deep", 7)
+        orders = passes_made(app)
+        for name, seeds, response in asked:
+            images = (await response).json()["images"]
+            for seed, image in zip(seeds, images, strict=True):
+                check(image["tasks"][name], adapters[name], picture(seed), "mean", 5, 0)
+        assert orders == [["vpt-deep"] * 2, ["viapt"] * 2, ["linear"] * 2, ["linear"], ["vpt-deep"]]
+
+    serve(adapters, scenario, Limits(rows=2))
+
+
+def passes_made(app: FastAPI) -> list[list[str]]:
+    """The methods in each pass that is made from now on."""
+    tasks, found = app.state.service.tasks, []
+    compute = tasks.compute
+    tasks.compute = lambda images, rows: found.append([row.model.method.name for row in rows]) or compute(images, rows)
+    return found
+
+
+def test_a_picture_is_computed_once_for_all_tasks_without_prompts(adapters: dict[str, Path]) -> None:
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        assert (await client.put("/v1/tasks/other", json={"directory": "probe"})).status_code == 200
+        orders = passes_made(app)
+        response = await client.post("/v1/classify", **upload(picture(1), picture(2), tasks=["probe", "other"]))
+        for image, seed in zip(response.json()["images"], (1, 2), strict=True):
+            for answer in image["tasks"].values():
+                check(answer, adapters["probe"], picture(seed), "mean", 5, 0)
+        assert orders == [["linear"] * 2] * 2
+        (rows,) = [line for line in (await client.get("/metrics")).text.splitlines() if "batch_rows_sum" in line]
+        assert rows == "viapt_batch_rows_sum 2.0"
+
+    serve(adapters, scenario, Limits(rows=1), roots=[adapters["probe"].parent])
+
+
+def test_a_request_is_shared_by_passes_at_the_same_time(adapters: dict[str, Path]) -> None:
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        tasks, barrier = app.state.service.tasks, threading.Barrier(3)
+        compute = tasks.compute
+
+        def together(*arguments: Any) -> Any:
+            barrier.wait(timeout=60)
+            return compute(*arguments)
+
+        tasks.compute = together
+        fields = {"tasks": ["paper", "deep", "probe"], "policy": "multi", "rounds": "4", "seed": "3"}
+        response = await client.post("/v1/classify", **upload(picture(1), **fields))
+        for name, answer in response.json()["images"][0]["tasks"].items():
+            check(answer, adapters[name], picture(1), "multi", 4, 3)
+
+    serve(adapters, scenario, Limits(rows=1, passes=3))
+
+
+def test_what_fails_in_one_pass_is_not_computed_in_others(adapters: dict[str, Path]) -> None:
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        tasks, calls = app.state.service.tasks, []
+
+        def failing(*_: Any) -> Any:
+            calls.append(1)
+            raise RuntimeError("a secret")
+
+        compute, tasks.compute = tasks.compute, failing
+        refused(await client.post("/v1/classify", **upload(*map(picture, range(5)), tasks="deep")), 500, "internal")
+        tasks.compute = compute
+        await sound(client, adapters)
+        assert len(calls) <= 2  # the next one may have begun before anybody could say so
+
+    serve(adapters, scenario, Limits(rows=1))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads"),
+    [({1: 1.0, 2: 0.6}, 1), ({1: 1.0, 2: 0.52, 4: 0.27, 8: 0.2}, 4), ({1: 1.0}, 1), ({1: 1, 2: 0.5, 4: 0.25}, 4)],
+)
+def test_threads_are_shared_by_passes_unless_one_makes_good_use_of_them(
+    seconds: dict[int, float], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, given = torch.get_num_threads(), []
+
+    def taken(_: Any, rows: int) -> float:
+        given.append(torch.get_num_threads())
+        return seconds[given[-1]] * (1.0 if len(given) % 3 else 1.5)  # another program, now and then
+
+    monkeypatch.setattr("viapt.serve.pace.seconds_per_row", taken)
+    torch.set_num_threads(max(seconds))
+    try:
+        monkeypatch.setattr("viapt.serve.pace.efficient_rows", lambda _: 7 + torch.get_num_threads())
+        assert efficient_pace(tiny_vit()) == Pace(max(seconds) // threads, threads, 7 + threads)
+        given.clear()
+        assert efficient_pace(tiny_vit(), passes=1, rows=3) == Pace(1, max(seconds), 3) and not given
+        assert efficient_pace(tiny_vit(), passes=16, rows=3) == Pace(16, 1, 3)
+        monkeypatch.setattr("viapt.serve.pace.computes_on_threads", lambda _: False)
+        assert efficient_pace(tiny_vit()) == Pace(1, max(seconds), 7 + max(seconds)) and not given
+        assert torch.get_num_threads() == max(seconds)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -311,14 +423,13 @@ def test_a_client_that_vanishes_is_forgotten(adapters: dict[str, Path]) -> None:
             first = asyncio.create_task(client.post("/v1/classify", **upload(picture(1))))
             await begun()
             gone = asyncio.create_task(app(scope, receive, send))
-            while not batcher.jobs:
-                await asyncio.sleep(0.001)
+            await until(lambda: len(batcher.jobs) == 2 + 3)
             leave.set()
             await gone
             assert batcher.admitted == 3  # of the first alone
         assert (await first).status_code == 200
         await sound(client, adapters)
-        assert batcher.metrics.registry.get_sample_value("viapt_batch_requests_sum") == 2
+        assert batcher.metrics.registry.get_sample_value("viapt_batch_rows_sum") == 6
 
     serve(adapters, scenario)
 
@@ -366,25 +477,21 @@ def test_a_task_may_be_unloaded_and_another_loaded_while_it_is_asked(adapters: d
     """Each request is answered by what was loaded when it came."""
 
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
-        jobs = app.state.service.batcher.jobs
+        batcher = app.state.service.batcher
 
         def ask(seed: int) -> asyncio.Task[httpx.Response]:
             return asyncio.create_task(client.post("/v1/classify", **upload(picture(seed), tasks="deep")))
-
-        async def queued(count: int) -> None:
-            while len(jobs) < count:
-                await asyncio.sleep(0.001)
 
         with held(app) as begun:
             first = ask(1)
             await begun()
             second = ask(2)
-            await queued(1)
+            await until(lambda: len(batcher.jobs) == 1)
             assert (await client.delete("/v1/tasks/deep")).status_code == 200
             refused(await client.post("/v1/classify", **upload(picture(), tasks="deep")), 404, "unknown_task")
             assert (await client.put("/v1/tasks/deep", json={"directory": "paper"})).status_code == 200
             third = ask(3)
-            await queued(2)
+            await until(lambda: len(batcher.jobs) == 2)
         for seed, (name, response) in enumerate((("deep", first), ("deep", second), ("paper", third)), start=1):
             answer = (await response).json()["images"][0]["tasks"]["deep"]
             check(answer, adapters[name], picture(seed), "mean", 1, 0)
@@ -397,22 +504,25 @@ def test_a_task_may_be_unloaded_and_another_loaded_while_it_is_asked(adapters: d
 def test_a_request_that_fails_takes_no_other_with_it(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
         tasks = app.state.service.tasks
-        answer = tasks.answer
+        assert (await client.put("/v1/tasks/other", json={"directory": "deep"})).status_code == 200
+        compute, sizes = tasks.compute, []
 
-        def failing(images: Any, questions: Any, models: Any) -> Any:
-            if any(question.task == "deep" for question in questions):
+        def failing(images: Any, rows: Any) -> Any:
+            sizes.append(len(rows))
+            if any(row.model is tasks["deep"] for row in rows):
                 raise RuntimeError("a secret")
-            return answer(images, questions, models)
+            return compute(images, rows)
 
-        tasks.answer = failing
+        tasks.compute = failing
         bad, good = await asyncio.gather(
             client.post("/v1/classify", **upload(picture(1), tasks="deep")),
-            client.post("/v1/classify", **upload(picture(2), tasks="probe")),
+            client.post("/v1/classify", **upload(picture(2), tasks="other")),
         )
         assert "secret" not in refused(bad, 500, "internal")["message"]
-        check(good.json()["images"][0]["tasks"]["probe"], adapters["probe"], picture(2), "mean", 1, 0)
+        check(good.json()["images"][0]["tasks"]["other"], adapters["deep"], picture(2), "mean", 1, 0)
+        assert sizes == [2, 1, 1]
 
-    serve(adapters, scenario, Limits(wait=3600.0, rows=2))
+    serve(adapters, scenario, Limits(wait=3600.0, rows=2), roots=[adapters["deep"].parent])
 
 
 def test_tasks_are_listed_loaded_and_replaced(adapters: dict[str, Path], folder: Path) -> None:

@@ -216,6 +216,11 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=copies_ahead(device))
 
 
+def computes_on_threads(device: torch.device) -> bool:
+    """Whether torch's threads compute there, so that several passes at the same time can share them."""
+    return device.type == "cpu"
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until a device has done what it was asked for: before a clock is read."""
     if device.type != "cpu":

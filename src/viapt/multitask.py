@@ -4,7 +4,7 @@ A question is one image for one task; a row is one pass of it (a question under 
 go through the loop of `viapt.model` together, where each method gives prompts to the rows of its own tasks, and each
 head reads the features of its own rows.
 
-Rows are grouped by their number of prompts, and by whether anybody reads the prompts that leave a block, rather than
+Rows are grouped into passes by their number of prompts, and by whether anybody reads the prompts that leave a block, rather than
 padded to the longest: attention then needs no mask, so every row's answer is that of its task alone but for rounding,
 no token is computed for nothing, and any backbone serves. A group with no prompts computes each image once, however
 many tasks ask about it. Methods that work inside the backbone change its blocks, and have a pass of their own.
@@ -13,10 +13,12 @@ many tasks ask about it. Methods that work inside the backbone change its blocks
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +27,10 @@ from torch import Tensor, nn
 
 from viapt.artifact import load
 from viapt.backbones import create_backbone
+from viapt.backbones.base import Tokens
 from viapt.device import send
 from viapt.errors import ConfigError, DataError, did_you_mean
-from viapt.inference import Policy, Prediction, check_images, check_policy, evaluating, preprocessed, softmax
+from viapt.inference import Policy, Prediction, check_policy, check_shape, evaluating, preprocessed, softmax
 from viapt.methods.base import PromptMethod
 from viapt.model import PromptedClassifier
 
@@ -71,7 +74,7 @@ class MultiTask(Mapping[str, PromptedClassifier]):
     """Tasks by name, all of them on one frozen backbone, which is held once.
 
     Tasks may be added, replaced and removed at any time, from any thread: a pass that has begun ends with the tasks
-    that it began with. Passes take turns.
+    that it began with. Passes take turns, unless `allow` says otherwise.
 
     Args:
         backbone: as in `viapt.create_backbone`: a name, or a module (a `Backbone` is used as it is, where it is).
@@ -91,11 +94,9 @@ class MultiTask(Mapping[str, PromptedClassifier]):
             raise ConfigError(f"rows = {rows}", expected="at least 1")
         self.backbone, self.rows = create_backbone(backbone), rows
         self.models: dict[str, PromptedClassifier] = {}  # replaced as a whole, never changed
-        self.changing, self.passing = threading.Lock(), threading.Lock()
-        with torch.random.fork_rng(devices=[]):  # its head is never used
-            self.mixture = Mixture(self.backbone)
-            self.loop = PromptedClassifier(self.backbone, self.mixture, ["", "-"]).eval()
-        self.loop.to(self.device)
+        self.changing, self.inside = threading.Lock(), threading.Lock()
+        self.loops: SimpleQueue[PromptedClassifier] = SimpleQueue()
+        self.allow(1)
         for name, directory in (tasks or {}).items():
             self.add(name, directory)
 
@@ -112,6 +113,27 @@ class MultiTask(Mapping[str, PromptedClassifier]):
     def device(self) -> torch.device:
         """Where the backbone is."""
         return next(self.backbone.parameters()).device
+
+    def allow(self, passes: int) -> None:
+        """Let so many more passes be made at the same time, each in a thread of whoever asks.
+
+        A pass of few rows hardly gains from a second core; two passes do. Methods that work inside the backbone still
+        take turns among themselves.
+        """
+        for _ in range(passes):
+            with torch.random.fork_rng(devices=[]):  # its head is never used
+                loop = PromptedClassifier(self.backbone, Mixture(self.backbone), ["", "-"]).eval()
+            self.loops.put(loop.to(self.device))
+
+    @contextmanager
+    def turn(self) -> Iterator[PromptedClassifier]:
+        """The loop for one pass, when there is one that nobody else uses; its method is a `Mixture`."""
+        loop = self.loops.get()
+        try:
+            with evaluating(loop):
+                yield loop
+        finally:
+            self.loops.put(loop)
 
     def add(self, name: str, directory: str | Path, *, replace: bool = False) -> PromptedClassifier:
         """Load an adapter as a task; with `replace`, in the place of one of the same name.
@@ -207,41 +229,61 @@ class MultiTask(Mapping[str, PromptedClassifier]):
             DataError: images of the wrong shape, or a question about none of them.
         """
         models = self.models if models is None else models
-        check_images(self.loop, images)
+        check_shape(self.backbone.input_shape, images)
+        rows = self.rows_of(questions, models, images.shape[0])
+        logits: list[list[Tensor]] = [[] for _ in questions]
+        images = send(images, self.device)
+        for together in passes(rows, self.rows):
+            for row, found in zip(together, self.compute(images, together), strict=True):
+                logits[row.question].append(found)
+        return [outcome(found, question.policy) for question, found in zip(questions, logits, strict=True)]
+
+    def rows_of(
+        self, questions: Sequence[Question], models: Mapping[str, PromptedClassifier], images: int
+    ) -> list[Row]:
+        """All passes of all questions about so many images, with the same noise as in `viapt.inference`.
+
+        Raises:
+            ConfigError: unknown task or policy, or a number out of range.
+            DataError: a question about an image that is not there.
+        """
         self.check_names([question.task for question in questions], models)
         rows = []
         for number, question in enumerate(questions):
             check_policy(question.policy, question.rounds, question.seed)
-            if not 0 <= question.image < images.shape[0]:
-                raise DataError(f"A question is about image {question.image}", expected=f"0 to {images.shape[0] - 1}")
-            rows += rows_of(number, question, models[question.task])
-        rounds: list[list[Tensor]] = [[] for _ in questions]
-        with self.passing, evaluating(self.loop):
-            images = send(images, self.device)
-            for together in passes(rows, self.rows):
-                for row, logits in zip(together, self.logits(images, together), strict=True):
-                    rounds[row.question].append(logits)
-            self.mixture.take([])  # a task that is removed is not kept
-            return [
-                outcome(torch.stack(found), question.policy) for question, found in zip(questions, rounds, strict=True)
-            ]
+            if not 0 <= question.image < images:
+                raise DataError(f"A question is about image {question.image}", expected=f"0 to {images - 1}")
+            model = models[question.task]
+            rounds = question.rounds if question.policy == "multi" else 1
+            drawn = question.policy != "mean" and model.method.sampled_prompts > 0
+            draws = [(question.seed, index) for index in range(rounds)] if drawn else [None]
+            rows += [Row(number, model, question.image, draw) for draw in draws]
+        return rows
 
-    def logits(self, images: Float[Tensor, "batch 3 height width"], rows: Sequence[Row]) -> list[Tensor]:
-        """Of rows that belong into one pass, those of a task one after the other."""
+    def compute(self, images: Float[Tensor, "batch 3 height width"], rows: Sequence[Row]) -> list[Tensor]:
+        """The logits of rows that may share a pass (`kind`): one pass, in its turn."""
+        order = sorted(range(len(rows)), key=lambda place: id(rows[place].model))  # those of a task one after the other
+        with self.turn() as loop:
+            found = self.logits(loop, send(images, self.device), [rows[place] for place in order])
+        return [logits for _, logits in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+
+    def logits(
+        self, loop: PromptedClassifier, images: Float[Tensor, "batch 3 height width"], rows: Sequence[Row]
+    ) -> list[Tensor]:
+        """The same, of rows in the order of their tasks, by this loop."""
         parts = list(consecutive(rows))
         first = rows[0].model
         if first.method.inside:
             needed = images[[row.image for row in rows]]
-            return list(first.classify(first.embed(needed), noise(rows)))
+            with self.inside:
+                return list(first.classify(first.embed(needed), noise(rows)))
         images, places = used(images, rows)
         tokens = self.backbone.embed(images, first.method.num_prompts)
         if first.method.num_prompts == 0:
-            self.mixture.take([Part(first.method, images.shape[0], None)])
-            features = self.loop.run(tokens, None)[places]
+            features = running(loop, [Part(first.method, images.shape[0], None)], tokens)[places]
         else:
-            self.mixture.take([Part(part[0].model.method, len(part), noise(part)) for part in parts])
             tokens = tokens._replace(prefix=tokens.prefix[places], patches=tokens.patches[places])
-            features = self.loop.run(tokens, None)
+            features = running(loop, [Part(part[0].model.method, len(part), noise(part)) for part in parts], tokens)
         pieces = features.split([len(part) for part in parts])
         return [row for part, piece in zip(parts, pieces, strict=True) for row in part[0].model.head(piece)]
 
@@ -278,30 +320,38 @@ class Row(NamedTuple):
     draw: tuple[int, int] | None
 
 
-def rows_of(number: int, question: Question, model: PromptedClassifier) -> list[Row]:
-    """The passes of a question: as many, and with the same noise, as `viapt.inference` makes."""
-    if question.policy == "mean" or model.method.sampled_prompts == 0:
-        return [Row(number, model, question.image, None)]
-    rounds = question.rounds if question.policy == "multi" else 1
-    return [Row(number, model, question.image, (question.seed, index)) for index in range(rounds)]
+def kind(model: PromptedClassifier) -> Hashable:
+    """Rows of models of one kind may share a pass."""
+    method = model.method
+    return id(model) if method.inside else (method.num_prompts, method.carries and method.num_prompts > 0)
+
+
+def units(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Of rows of one kind, those that go through the blocks as one: without prompts, all about an image."""
+    method = rows[0].model.method
+    if method.inside or method.num_prompts:
+        yield from ([row] for row in rows)
+        return
+    by_image: dict[int, list[Row]] = {}
+    for row in rows:
+        by_image.setdefault(row.image, []).append(row)
+    yield from by_image.values()
+
+
+def size(rows: Sequence[Row]) -> int:
+    """How many of one kind there are for the blocks."""
+    return sum(1 for _ in units(rows))
 
 
 def passes(rows: Sequence[Row], limit: int) -> Iterator[list[Row]]:
-    """Rows that can go through the blocks together, at most `limit` at a time, those of a task next to each other."""
-    groups: dict[Any, list[Row]] = {}
+    """Rows that can go through the blocks together, at most `limit` at a time."""
+    groups: dict[Hashable, list[Row]] = {}
     for row in rows:
-        method = row.model.method
-        kind = id(row.model) if method.inside else (method.num_prompts, method.carries and method.num_prompts > 0)
-        groups.setdefault(kind, []).append(row)
+        groups.setdefault(kind(row.model), []).append(row)
     for group in groups.values():
-        group.sort(key=lambda row: (id(row.model), row.question))
-        if group[0].model.method.inside or group[0].model.method.num_prompts:
-            yield from (group[start : start + limit] for start in range(0, len(group), limit))
-            continue
-        images = list(dict.fromkeys(row.image for row in group))  # each of them is computed once
-        for start in range(0, len(images), limit):
-            some = set(images[start : start + limit])
-            yield [row for row in group if row.image in some]
+        found = list(units(group))
+        for start in range(0, len(found), limit):
+            yield list(chain.from_iterable(found[start : start + limit]))
 
 
 def consecutive(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -371,11 +421,21 @@ def joined(prompts: list[Float[Tensor, "_ p dim"]]) -> Float[Tensor, "rows p dim
     return prompts[0] if len(prompts) == 1 else torch.cat(prompts)
 
 
-def outcome(logits: Float[Tensor, "rounds classes"], policy: Policy) -> Outcome:
+def running(loop: PromptedClassifier, parts: list[Part], tokens: Tokens) -> Float[Tensor, "rows features"]:
+    """The features of these parts, which the loop then forgets: a task that is removed is not kept."""
+    assert isinstance(loop.method, Mixture)
+    loop.method.take(parts)
+    try:
+        return loop.run(tokens, None)
+    finally:
+        loop.method.take([])
+
+
+def outcome(logits: Sequence[Float[Tensor, " classes"]], policy: Policy) -> Outcome:
     """Of the rounds of a question."""
-    probabilities = softmax(logits).cpu()
+    probabilities = softmax(torch.stack(list(logits))).cpu()
     spread = probabilities.std(0, correction=0) if policy == "multi" else None
-    return Outcome(probabilities.mean(0), spread, logits.shape[0])
+    return Outcome(probabilities.mean(0), spread, len(logits))
 
 
 def prediction(name: str, model: PromptedClassifier, outcomes: Sequence[Outcome]) -> Prediction:

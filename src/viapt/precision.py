@@ -89,7 +89,7 @@ def bfloat16_gain() -> float:
     """
     products = {dtype: product(dtype) for dtype in DTYPES.values()}
     best = dict.fromkeys(products, float("inf"))
-    with one_thread():
+    with on_threads(1):
         for round_ in range(ROUNDS):
             for dtype, run in products.items():
                 best[dtype] = min(best[dtype], timed(run))
@@ -99,10 +99,10 @@ def bfloat16_gain() -> float:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread; afterwards on as many as before."""
+def on_threads(count: int) -> Iterator[None]:
+    """torch on so many threads; afterwards on as many as before."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -42,6 +42,10 @@ def serve(
         int | None,
         typer.Option(help="Rounds x tasks x images that share a pass (default: measured, as many as make it cheaper)."),
     ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(help="Passes at the same time, which share the threads (default: measured, the fastest)."),
+    ] = None,
     queue: Annotated[int, typer.Option(help="Rows waiting or computed; beyond them clients are told to wait.")] = 512,
     timeout: Annotated[float, typer.Option(help="Seconds until an answer must be there.")] = 30,
     upload_timeout: Annotated[float, typer.Option(help="Seconds until the body of a request must be there.")] = 20,
@@ -73,6 +77,7 @@ def serve(
     limits = Limits(
         wait=wait_ms / 1000,
         rows=rows,
+        passes=passes,
         queue=queue,
         timeout=timeout,
         upload=upload_timeout,

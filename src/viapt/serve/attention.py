@@ -22,7 +22,7 @@ DIGITS = 6  # of a share of attention: a map of 37 x 37 patches has shares of ab
 def attend(
     tasks: MultiTask, model: PromptedClassifier, transform: ImageTransform, data: bytes, name: str, pixels: int
 ) -> Attention:
-    """The picture as the task sees it, and who looks where; passes of others wait meanwhile.
+    """The picture as the task sees it, and who looks where, in the place of a pass.
 
     Args:
         tasks: whose turn this takes.
@@ -37,7 +37,7 @@ def attend(
         Problem: the task's attention cannot be seen (422, `no_attention`).
     """
     seen = transform.prepare(read_image(data, name=name, max_pixels=pixels))
-    with tasks.passing:
+    with tasks.turn():
         try:
             found = layer_attention(model, transform.finish(seen)[None].to(tasks.device))
         except BackboneError as error:

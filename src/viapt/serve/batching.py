@@ -1,8 +1,9 @@
-"""Dynamic batching: questions of different requests, tasks and methods go through the backbone together.
+"""Dynamic batching: rows of different requests and tasks go through the backbone together, several passes at a time.
 
-Rows are admitted up to a bound, wait at most `Limits.wait` for others, and are computed in a thread of their own while
-the next ones gather. A request keeps the tasks that there were when it was admitted. Where a batch fails, its requests
-are computed again one by one, so that nobody pays for another's.
+Rows are admitted up to a bound, and cut into jobs, each of which fits into a pass. A job waits at most `Limits.wait`
+for others of its kind, and is computed in one of the threads of passes while the next ones gather. A request keeps the
+tasks that there were when it was admitted. Where a batch fails, its jobs are computed again one by one, so that nobody
+pays for another's.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from viapt.model import PromptedClassifier
-from viapt.multitask import MultiTask, Outcome, Question
+from viapt.multitask import MultiTask, Outcome, Question, Row, kind, outcome, passes, size
 from viapt.serve.limits import Limits
 from viapt.serve.metrics import Metrics
-from viapt.serve.pace import efficient_rows
+from viapt.serve.pace import efficient_pace
 from viapt.serve.problems import Problem
 
 Models = Mapping[str, PromptedClassifier]
@@ -32,14 +34,23 @@ Models = Mapping[str, PromptedClassifier]
 
 @dataclass(eq=False)
 class Job:
-    """A request's questions about its images, and who waits for the answers."""
+    """Rows of a request that fit into a pass, the images that they are about, and who waits for their logits."""
 
+    request: object
     images: Float[Tensor, "n 3 height width"]
-    questions: Sequence[Question]
-    models: Models
-    rows: int
-    answer: asyncio.Future[list[Outcome]]
+    rows: Sequence[Row]
+    answer: asyncio.Future[list[Tensor]]
     arrived: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def kind(self) -> Hashable:
+        """Jobs of one kind may share a pass."""
+        return kind(self.rows[0].model)
+
+    @cached_property
+    def size(self) -> int:
+        """Rows for the blocks."""
+        return size(self.rows)
 
 
 class Batcher:
@@ -47,25 +58,27 @@ class Batcher:
 
     def __init__(self, tasks: MultiTask, limits: Limits, metrics: Metrics) -> None:
         self.tasks, self.limits, self.metrics = tasks, limits, metrics
-        self.rows, self.most = limits.rows or efficient_rows(tasks.backbone), limits.rows or tasks.rows
+        self.pace = efficient_pace(tasks.backbone, limits.passes, limits.rows)
+        tasks.allow(self.pace.passes - 1)
         self.jobs: deque[Job] = deque()
         self.admitted = 0
-        self.pace = 0.01  # seconds a row took lately
+        self.seconds = 0.01  # that a row took lately
         self.arrived = asyncio.Event()
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="viapt-passes")
-        self.loop: asyncio.Task[None] | None = None
+        self.threads = ThreadPoolExecutor(
+            self.pace.passes, "viapt-passes", initializer=torch.set_num_threads, initargs=(self.pace.threads,)
+        )
+        self.loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to compute."""
-        self.loop = asyncio.create_task(self.run())
+        self.loops = [asyncio.create_task(self.run()) for _ in range(self.pace.passes)]
 
     async def stop(self) -> None:
         """End; whoever still waits is told so."""
-        if self.loop is not None:
-            self.loop.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.loop
-        self.thread.shutdown(wait=True)
+        for loop in self.loops:
+            loop.cancel()
+        await asyncio.gather(*self.loops, return_exceptions=True)
+        self.threads.shutdown(wait=True)
         while self.jobs:
             job = self.jobs.popleft()
             if not job.answer.done():
@@ -74,7 +87,7 @@ class Batcher:
     @property
     def alive(self) -> bool:
         """Whether jobs are computed."""
-        return self.loop is not None and not self.loop.done()
+        return bool(self.loops) and not any(loop.done() for loop in self.loops)
 
     def admit(self, rows: int) -> None:
         """Take so many rows on; `release` gives them up again.
@@ -97,7 +110,7 @@ class Batcher:
                 f"{self.admitted} rows are being computed or wait",
                 expected=f"at most {self.limits.queue} with those of this request, {rows}",
                 remedy="send it again later",
-                retry_after=max(1, math.ceil(self.pace * self.admitted)),
+                retry_after=max(1, math.ceil(self.seconds * self.admitted / self.pace.passes)),
             )
         self.admitted += rows
         self.metrics.waiting.set(self.admitted)
@@ -108,13 +121,25 @@ class Batcher:
         self.metrics.waiting.set(self.admitted)
 
     async def ask(
-        self, images: Float[Tensor, "n 3 height width"], questions: Sequence[Question], models: Models, rows: int
+        self, images: Float[Tensor, "n 3 height width"], questions: Sequence[Question], models: Models
     ) -> list[Outcome]:
         """The answers to a request's questions, which were admitted; cancelled, they are not computed any more."""
-        job = Job(images, questions, models, rows, asyncio.get_running_loop().create_future())
-        self.jobs.append(job)
+        request = object()
+        jobs = [
+            Job(request, *cut(images, rows), asyncio.get_running_loop().create_future())
+            for rows in passes(self.tasks.rows_of(questions, models, images.shape[0]), self.pace.rows)
+        ]
+        self.jobs.extend(jobs)
         self.arrived.set()
-        return await job.answer
+        logits: list[list[Tensor]] = [[] for _ in questions]
+        try:
+            for job, found in zip(jobs, await asyncio.gather(*(job.answer for job in jobs)), strict=True):
+                for row, some in zip(job.rows, found, strict=True):
+                    logits[row.question].append(some)
+        finally:
+            for job in jobs:  # if one of them failed, the others are for nothing
+                job.answer.cancel()
+        return [outcome(found, question.policy) for question, found in zip(questions, logits, strict=True)]
 
     async def run(self) -> None:
         """Batch after batch."""
@@ -124,7 +149,7 @@ class Batcher:
             if not batch:
                 continue
             began = time.monotonic()
-            results = await asyncio.get_running_loop().run_in_executor(self.thread, self.compute, batch)
+            results = await asyncio.get_running_loop().run_in_executor(self.threads, self.compute, batch)
             self.count(batch, time.monotonic() - began)
             for job, result in zip(batch, results, strict=True):
                 if job.answer.done():
@@ -135,13 +160,13 @@ class Batcher:
                     job.answer.set_result(result)
 
     async def gather(self) -> None:
-        """Wait until there is a job, and then for as many as fit, but not too long."""
+        """Wait until there is a job, and then for as many of its kind as fit, but not too long."""
         while True:
             self.arrived.clear()
             patience = None
             if self.jobs:
                 patience = self.jobs[0].arrived + self.limits.wait - time.monotonic()
-                if patience <= 0 or self.waiting >= self.rows:
+                if patience <= 0 or self.waiting >= self.pace.rows:
                     return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
@@ -149,37 +174,34 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Rows that nobody computes yet."""
-        return sum(job.rows for job in self.jobs)
+        """Rows of the next pass's kind that nobody computes yet."""
+        return sum(job.size for job in self.jobs if job.kind == self.jobs[0].kind)
 
     def take(self) -> list[Job]:
-        """The oldest jobs that go together: of the same set of tasks, and not too many rows.
-
-        That is as many as make a pass cheaper; of a long queue half, since passes of different methods are shared
-        better then, and who comes first need not wait for the last.
-        """
+        """The oldest job, and those of its kind that make its pass cheaper; the others stay in their order."""
         batch: list[Job] = []
-        rows, limit = 0, max(self.rows, min(self.waiting // 2, self.most))
-        while self.jobs:
-            job = self.jobs[0]
-            if batch and (job.models is not batch[0].models or rows + job.rows > limit):
-                break
-            self.jobs.popleft()
-            if not job.answer.done():  # nobody waits for it any more
+        others: deque[Job] = deque()
+        rows = 0
+        for job in self.jobs:
+            if job.answer.done():  # nobody waits for it any more
+                continue
+            if not batch or (job.kind == batch[0].kind and rows + job.size <= self.pace.rows):
                 batch.append(job)
-                rows += job.rows
+                rows += job.size
+            else:
+                others.append(job)
+        self.jobs = others
         return batch
 
-    def compute(self, batch: list[Job]) -> list[list[Outcome] | Exception]:
-        """In the thread of passes: what each job is told."""
+    def compute(self, batch: list[Job]) -> list[list[Tensor] | Exception]:
+        """In a thread of passes: what each job is told."""
         try:
-            images = torch.cat([job.images for job in batch])
-            questions, first = [], 0
+            rows, first = [], 0
             for job in batch:
-                questions += [question._replace(image=question.image + first) for question in job.questions]
+                rows += [row._replace(image=row.image + first) for row in job.rows]
                 first += job.images.shape[0]
-            outcomes = iter(self.tasks.answer(images, questions, batch[0].models))
-            return [[next(outcomes) for _ in job.questions] for job in batch]
+            logits = iter(self.tasks.compute(torch.cat([job.images for job in batch]), rows))
+            return [[next(logits) for _ in job.rows] for job in batch]
         except Exception as error:
             if len(batch) == 1:
                 return [error]
@@ -187,8 +209,15 @@ class Batcher:
 
     def count(self, batch: list[Job], seconds: float) -> None:
         """For the metrics, and to say when to come back."""
-        rows = sum(job.rows for job in batch)
-        self.pace += 0.2 * (seconds / rows - self.pace)
+        rows = sum(job.size for job in batch)
+        self.seconds += 0.2 * (seconds / rows - self.seconds)
         self.metrics.batch_rows.observe(rows)
-        self.metrics.batch_requests.observe(len(batch))
+        self.metrics.batch_requests.observe(len({job.request for job in batch}))
         self.metrics.batch_seconds.observe(seconds)
+
+
+def cut(images: Float[Tensor, "n 3 height width"], rows: Sequence[Row]) -> tuple[Tensor, list[Row]]:
+    """The images that these rows are about, each once, and the rows as they are about these."""
+    needed = list(dict.fromkeys(row.image for row in rows))
+    places = {image: place for place, image in enumerate(needed)}
+    return images[needed], [row._replace(image=places[row.image]) for row in rows]

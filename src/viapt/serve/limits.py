@@ -14,7 +14,8 @@ class Limits:
     Attributes:
         wait: seconds that a question waits for others to share its pass, at most.
         rows: of one pass through the backbone (a row is one round of one image for one task); None: as many as make
-            it cheaper here (`viapt.serve.pace`).
+            it cheaper here (`viapt.serve.pace`). Larger requests are cut.
+        passes: at the same time, which share torch's threads; None: as many as are fastest here, likewise.
         queue: rows that are admitted and not yet answered; beyond them, requests are told to come back (429).
         requests: that upload or wait at the same time; beyond them, others are turned away unread (503).
         request_bytes: of one request's body.
@@ -35,6 +36,7 @@ class Limits:
 
     wait: float = 0.005
     rows: int | None = None
+    passes: int | None = None
     queue: int = 512
     requests: int = 64
     request_bytes: int = 32 * 2**20

@@ -65,7 +65,7 @@ class Service:
         try:
             batch = await self.decode_all([*images, *await self.fetch(urls)], titles)
             questions = [asked._replace(task=name, image=k) for k in range(len(titles)) for name in names]
-            outcomes = await self.batcher.ask(batch, questions, models, rows)
+            outcomes = await self.batcher.ask(batch, questions, models)
         finally:
             self.batcher.release(rows)
         self.metrics.images.inc(len(titles))
@@ -108,7 +108,7 @@ class Service:
         self.batcher.admit(1)
         try:
             work = partial(attend, self.tasks, model, self.transform, data, title(image, 0), self.limits.pixels)
-            return await asyncio.get_running_loop().run_in_executor(self.batcher.thread, work)
+            return await asyncio.get_running_loop().run_in_executor(self.batcher.threads, work)
         except DataError as error:
             raise from_error(422, "unreadable_image", error) from error
         finally:
