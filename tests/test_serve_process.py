@@ -157,6 +157,7 @@ def test_options_are_limits(folder: Path, capsys: pytest.CaptureFixture[str], mo
         request_bytes=2 * 2**20, pixels=1_500_000,
     )  # fmt: skip
     assert config.timeout_graceful_shutdown == 30
+    assert config.timeout_keep_alive > 60  # of the load balancers' connections: it must not be the server who closes
     assert run(capsys, "serve", folder / "adapters", "--max-rounds", 0)[0] == 2
 
 

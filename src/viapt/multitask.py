@@ -4,10 +4,10 @@ A question is one image for one task; a row is one pass of it (a question under 
 go through the loop of `viapt.model` together, where each method gives prompts to the rows of its own tasks, and each
 head reads the features of its own rows.
 
-Rows are grouped into passes by their number of prompts, and by whether anybody reads the prompts that leave a block, rather than
-padded to the longest: attention then needs no mask, so every row's answer is that of its task alone but for rounding,
-no token is computed for nothing, and any backbone serves. A group with no prompts computes each image once, however
-many tasks ask about it. Methods that work inside the backbone change its blocks, and have a pass of their own.
+Rows are grouped into passes by their number of prompts, and by whether anybody reads the prompts that leave a block,
+rather than padded to the longest: attention then needs no mask, so every row's answer is that of its task alone but for
+rounding, no token is computed for nothing, and any backbone serves. A group with no prompts computes each image once,
+however many tasks ask about it. Methods that work inside the backbone change its blocks, and have a pass of their own.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from viapt.errors import ConfigError
 from viapt.serve.limits import Limits
 
+KEEP_ALIVE = 75  # seconds of an idle connection: more than clients and proxies keep theirs, which may send at the end
+
 
 def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
     """Serve until SIGTERM or SIGINT; then return (SIGTERM) or raise (SIGINT).
@@ -29,7 +31,7 @@ def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:
         log_level="info",
         access_log=False,
         server_header=False,
-        timeout_keep_alive=5,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=ceil(limits.drain),
     )
     server = uvicorn.Server(config)
