@@ -5,9 +5,9 @@
 
 `viapt serve` runs in a process of its own with random adapters of several methods on a random backbone. 32 clients
 (`service_load.py` says what they ask) first send one request after the other: that is the capacity. Then they send at
-a part of it, while a further task comes and goes (`service_tasks.py`), whose requests belong to that part; then at full
-speed again. Every answer is compared with the offline prediction of its task alone. The exit code is 1 if anything was
-lost, wrong or refused wrongly, or if the memory grew by more than 5 %; figures are written all the same.
+a part of it, while a further task comes and goes and is asked, too (`service_tasks.py`); then at full speed again.
+Every answer is compared with the offline prediction of its task alone. The exit code is 1 if anything was lost, wrong
+or refused wrongly, or if the memory grew by more than 5 %; figures are written all the same.
 
 capacity after   beside `capacity`: whether the machine was as fast at the end as in the beginning
 cores            that the server's process had, at full speed before and after, and under the load
@@ -41,7 +41,7 @@ import httpx
 import measure
 import viapt
 from service_load import Tally, Wait, World, load, pictures, predicted
-from service_tasks import EACH_SECOND, Changes, corrupted, keep_changing
+from service_tasks import Changes, corrupted, keep_changing
 
 METHODS = ["viapt", "vpt-deep", "vpt-shallow", "linear"]
 TOKEN = "a-token-of-this-benchmark"
@@ -112,7 +112,7 @@ async def measured(world: World, corrupt: Path, pid: int, args: argparse.Namespa
     samples: list[float] = []
     changes = Changes()
     beside = [asyncio.create_task(watch(pid, samples)), asyncio.create_task(keep_changing(world, corrupt, changes))]
-    under, rate, cores = await phase(world, pid, args, args.seconds, capacity * args.part - EACH_SECOND, 2)
+    under, rate, cores = await phase(world, pid, args, args.seconds, capacity * args.part, 2)
     for task in beside:
         task.cancel()
     await asyncio.gather(*beside, return_exceptions=True)

@@ -23,7 +23,6 @@ from viapt.adapter_files import TENSORS
 SPARE = "spare"
 PAUSE = 10.0  # seconds between its changes
 AROUND = 4  # questions about each change
-EACH_SECOND = (AROUND + 1) / PAUSE  # requests: these, and the change
 GONE, CORRUPT = (404, "unknown_task"), (422, "unusable_adapter")
 
 

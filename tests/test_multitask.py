@@ -18,6 +18,7 @@ from artifact_cases import fitted
 from viapt.artifact import load
 from viapt.backbones.base import Backbone
 from viapt.errors import ArtifactError, ConfigError, DataError
+from viapt.explanation import layer_attention
 from viapt.inference import predict
 from viapt.multitask import Mixture, MultiTask, Question, passes, size
 from viapt.testing.subject import tiny_backbones, tiny_vit
@@ -186,11 +187,14 @@ def test_as_many_passes_as_allowed_are_made_at_the_same_time(
     allowed: int, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks, images = MultiTask(tiny_vit(), adapters), pictures(2)
-    tasks.allow(allowed - 1)
+    tasks.allow(allowed)
     barrier, counts = threading.Barrier(allowed), []
-    monkeypatch.setattr(
-        tasks.backbone, "embed", counting(tasks.backbone.embed, counts, partial(barrier.wait, timeout=60))
-    )
+
+    def hold() -> None:
+        barrier.wait(timeout=60)
+        time.sleep(0.02)  # others would come in
+
+    monkeypatch.setattr(tasks.backbone, "embed", counting(tasks.backbone.embed, counts, hold))
     names = ["deep", "paper", "linear", "shallow", "deeper", "more"]
     questions = [[Question(name, 1, "multi", 1, 3)] for name in names]
     for question, answer in zip(questions, asked_at_once(tasks, questions, images), strict=True):
@@ -199,21 +203,47 @@ def test_as_many_passes_as_allowed_are_made_at_the_same_time(
     assert max(counts) == allowed and len(counts) == len(names)
 
 
-@pytest.mark.parametrize("name", ["lora", "ssf", "partial"])
-def test_methods_inside_the_backbone_take_turns(
+@pytest.mark.parametrize("name", ["every", "paper", "lora", "ssf", "adapter-plus", "linear"])
+def test_a_task_answers_several_questions_at_the_same_time(
     name: str, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They put weights into their view of it for as long as a pass takes."""
-    tasks, images, counts = MultiTask(tiny_vit(), {name: adapters[name]}), pictures(2), []
+    """And shows its attention meanwhile: nothing that is remembered of one pass is seen by another."""
+    tasks, images = MultiTask(tiny_vit(), {name: adapters[name]}), pictures(3)
     tasks.allow(3)
-    before = {key: tensor.clone() for key, tensor in tasks[name].state_dict().items()}
-    monkeypatch.setattr(tasks[name], "embed", counting(tasks[name].embed, counts, partial(time.sleep, 0.01)))
-    question = Question(name, 1)
-    expected = alone(adapters[name], tiny_vit, images[1], question)
+    barrier, backbone, seen = threading.Barrier(3), tasks[name].backbone, threading.local()
+
+    def held(call: Callable[..., Any], *arguments: Any) -> Any:
+        if not hasattr(seen, "waited"):  # each of the three waits once, where its prompts are about to enter
+            seen.waited = barrier.wait(timeout=60)
+        return call(*arguments)
+
+    looked_at = layer_attention(load(adapters[name], tiny_vit()), images[:1])
+    for verb in ("advance", "block"):  # of a pass, and of whoever looks on
+        monkeypatch.setattr(backbone, verb, partial(held, getattr(backbone, verb)))
+    questions = [[Question(name, image, "multi", 2, 3)] for image in (1, 2)]
+    with ThreadPoolExecutor(1) as thread:
+        looking = thread.submit(layer_attention, tasks[name], images[:1])
+        answers = asked_at_once(tasks, questions, images)
+        torch.testing.assert_close(looking.result().maps, looked_at.maps, rtol=0, atol=1e-5)
+    for question, answer in zip(questions, answers, strict=True):
+        expected = alone(adapters[name], tiny_vit, images[question[0].image], question[0])
+        torch.testing.assert_close(answer[0].probabilities, expected.probabilities[0], rtol=0, atol=1e-5)
+
+
+def test_methods_that_learn_weights_of_the_backbone_take_turns(
+    adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They put them into their view of it for as long as a pass takes."""
+    tasks, images, counts = MultiTask(tiny_vit(), {"partial": adapters["partial"]}), pictures(2), []
+    tasks.allow(4)
+    model, question = tasks["partial"], Question("partial", 1)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    monkeypatch.setattr(model, "embed", counting(model.embed, counts, partial(time.sleep, 0.01)))
+    expected = alone(adapters["partial"], tiny_vit, images[1], question)
     for answer in asked_at_once(tasks, [[question]] * 8, images):
         torch.testing.assert_close(answer[0].probabilities, expected.probabilities[0], rtol=0, atol=1e-5)
     assert counts == [1] * 8
-    after = tasks[name].state_dict()
+    after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 

@@ -184,7 +184,7 @@ def test_a_picture_is_computed_once_for_all_tasks_without_prompts(adapters: dict
                 check(answer, adapters["probe"], picture(seed), "mean", 5, 0)
         assert orders == [["linear"] * 2] * 2
         (rows,) = [line for line in (await client.get("/metrics")).text.splitlines() if "batch_rows_sum" in line]
-        assert rows == "viapt_batch_rows_sum 2.0"
+        assert rows == "viapt_batch_rows_sum 4.0"
 
     serve(adapters, scenario, Limits(rows=1), roots=[adapters["probe"].parent])
 
@@ -358,13 +358,15 @@ def test_a_slow_upload_is_given_up(adapters: dict[str, Path], monkeypatch: pytes
 
 def test_a_late_answer_is_given_up_and_never_computed(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        sizes = sizes_of_passes(app)
         with held(app):
             late = await asyncio.gather(*(client.post("/v1/classify", **upload(picture())) for _ in range(3)))
             for response in late:
                 refused(response, 504, "timeout")
             assert app.state.service.batcher.admitted == 0
         app.state.service.limits = Limits()
-        assert (await client.get("/v1/tasks")).status_code == 200
+        await sound(client, adapters)
+        assert len(sizes) == 1 + len(adapters)  # the one that had begun, and those of the last request
 
     serve(adapters, scenario, Limits(timeout=0.05))
 

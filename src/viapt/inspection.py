@@ -216,9 +216,11 @@ def watch(
 
 
 def standing_in(model: PromptedClassifier, backbone: Backbone) -> PromptedClassifier:
-    """The same classifier, sharing method and head, on a backbone that answers as its own does."""
+    """The same classifier on a backbone that answers as its own does; all that it learned is shared, what its method
+    remembers of a pass is not.
+    """
     twin = copy.copy(model)
-    twin._modules = {**model._modules, "backbone": backbone}
+    twin._modules = {**model._modules, "backbone": backbone, "method": copy.copy(model.method)}
     return twin
 
 

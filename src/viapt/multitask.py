@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -94,8 +95,9 @@ class MultiTask(Mapping[str, PromptedClassifier]):
             raise ConfigError(f"rows = {rows}", expected="at least 1")
         self.backbone, self.rows = create_backbone(backbone), rows
         self.models: dict[str, PromptedClassifier] = {}  # replaced as a whole, never changed
-        self.changing, self.inside = threading.Lock(), threading.Lock()
+        self.changing, self.reweighting = threading.Lock(), threading.Lock()
         self.loops: SimpleQueue[PromptedClassifier] = SimpleQueue()
+        self.passes = 0
         self.allow(1)
         for name, directory in (tasks or {}).items():
             self.add(name, directory)
@@ -115,12 +117,13 @@ class MultiTask(Mapping[str, PromptedClassifier]):
         return next(self.backbone.parameters()).device
 
     def allow(self, passes: int) -> None:
-        """Let so many more passes be made at the same time, each in a thread of whoever asks.
+        """Let at least so many passes be made at the same time, each in a thread of whoever asks.
 
-        A pass of few rows hardly gains from a second core; two passes do. Methods that work inside the backbone still
-        take turns among themselves.
+        A pass of few rows hardly gains from a second core; two passes do. Methods that learn weights of the backbone
+        still take turns among themselves: they put them there for as long as a pass takes.
         """
-        for _ in range(passes):
+        while self.passes < passes:
+            self.passes += 1
             with torch.random.fork_rng(devices=[]):  # its head is never used
                 loop = PromptedClassifier(self.backbone, Mixture(self.backbone), ["", "-"]).eval()
             self.loops.put(loop.to(self.device))
@@ -261,7 +264,7 @@ class MultiTask(Mapping[str, PromptedClassifier]):
         return rows
 
     def compute(self, images: Float[Tensor, "batch 3 height width"], rows: Sequence[Row]) -> list[Tensor]:
-        """The logits of rows that may share a pass (`kind`): one pass, in its turn."""
+        """The logits of rows that may share a pass (`kind`), on the CPU: one pass, in its turn."""
         order = sorted(range(len(rows)), key=lambda place: id(rows[place].model))  # those of a task one after the other
         with self.turn() as loop:
             found = self.logits(loop, send(images, self.device), [rows[place] for place in order])
@@ -275,17 +278,17 @@ class MultiTask(Mapping[str, PromptedClassifier]):
         first = rows[0].model
         if first.method.inside:
             needed = images[[row.image for row in rows]]
-            with self.inside:
-                return list(first.classify(first.embed(needed), noise(rows)))
+            with self.reweighting if first.method.replaced() else nullcontext():
+                return list(first.classify(first.embed(needed), noise(rows)).cpu())
         images, places = used(images, rows)
         tokens = self.backbone.embed(images, first.method.num_prompts)
         if first.method.num_prompts == 0:
-            features = running(loop, [Part(first.method, images.shape[0], None)], tokens)[places]
+            features = running(loop, [part_of(first, images.shape[0], None)], tokens)[places]
         else:
             tokens = tokens._replace(prefix=tokens.prefix[places], patches=tokens.patches[places])
-            features = running(loop, [Part(part[0].model.method, len(part), noise(part)) for part in parts], tokens)
+            features = running(loop, [part_of(part[0].model, len(part), noise(part)) for part in parts], tokens)
         pieces = features.split([len(part) for part in parts])
-        return [row for part, piece in zip(parts, pieces, strict=True) for row in part[0].model.head(piece)]
+        return [row for part, piece in zip(parts, pieces, strict=True) for row in part[0].model.head(piece).cpu()]
 
     def check_names(self, names: Sequence[str], models: Mapping[str, PromptedClassifier]) -> None:
         """Refuse a task that is not there.
@@ -385,6 +388,11 @@ class Part(NamedTuple):
     noise: Float[Tensor, "rows sampled dim"] | None
 
 
+def part_of(model: PromptedClassifier, rows: int, noise: Float[Tensor, "rows sampled dim"] | None) -> Part:
+    """Of a pass of its own: a method's tensors are shared with other passes, what it remembers of a pass is not."""
+    return Part(copy(model.method), rows, noise)
+
+
 class Mixture(PromptMethod):
     """Several methods with equally many prompts, each for some rows of a batch: told anew before every pass."""
 
@@ -433,7 +441,7 @@ def running(loop: PromptedClassifier, parts: list[Part], tokens: Tokens) -> Floa
 
 def outcome(logits: Sequence[Float[Tensor, " classes"]], policy: Policy) -> Outcome:
     """Of the rounds of a question."""
-    probabilities = softmax(torch.stack(list(logits))).cpu()
+    probabilities = softmax(torch.stack(list(logits)))
     spread = probabilities.std(0, correction=0) if policy == "multi" else None
     return Outcome(probabilities.mean(0), spread, len(logits))
 

@@ -40,7 +40,9 @@ def serve(
     wait_ms: Annotated[float, typer.Option(help="How long a request waits for others to share its pass.")] = 5,
     rows: Annotated[
         int | None,
-        typer.Option(help="Rounds x tasks x images that share a pass (default: measured, as many as make it cheaper)."),
+        typer.Option(
+            help="Rounds x tasks x images in a pass, at most (default: measured, as many as make it cheaper)."
+        ),
     ] = None,
     passes: Annotated[
         int | None,
@@ -65,7 +67,7 @@ def serve(
 ) -> None:
     """Serve the tasks of adapters: a page at /, and an API to classify, list, load, unload and teach.
 
-    SIGTERM answers what was begun. The backbone is in memory once; a batch mixes requests, tasks and methods. See
+    SIGTERM answers what was begun. The backbone is in memory once; requests and tasks share passes. See
     docs/serving.md.
     """
     missing = [name for name in PARTS if find_spec(name) is None]
@@ -107,13 +109,15 @@ def serve(
         serve_on_ray(wanted, host, port, address)
         return
 
+    import torch
+
     from viapt.serve.app import create_app
     from viapt.serve.fetching import Fetcher
     from viapt.serve.server import run
     from viapt.serve.tasks import open_tasks
     from viapt.tables import say
 
-    tasks = open_tasks(adapters, weights, rows)
+    tasks = open_tasks(adapters, weights)
     app = create_app(
         tasks,
         limits=limits,
@@ -123,6 +127,7 @@ def serve(
         fetcher=Fetcher(limits.request_bytes, limits.upload) if allow_urls else None,
         local=token is None,
     )
+    torch.set_num_threads(app.state.service.batcher.pace.threads)  # a team for the loop's small sums disturbs passes
     say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}: {', '.join(tasks)}")
     run(app, host, port, limits)
 

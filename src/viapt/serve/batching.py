@@ -13,7 +13,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,7 +34,7 @@ Models = Mapping[str, PromptedClassifier]
 
 @dataclass(eq=False)
 class Job:
-    """Rows of a request that fit into a pass, the images that they are about, and who waits for their logits."""
+    """Rows of a request that fit into a pass, the request's images, and who waits for the logits."""
 
     request: object
     images: Float[Tensor, "n 3 height width"]
@@ -59,7 +59,7 @@ class Batcher:
     def __init__(self, tasks: MultiTask, limits: Limits, metrics: Metrics) -> None:
         self.tasks, self.limits, self.metrics = tasks, limits, metrics
         self.pace = efficient_pace(tasks.backbone, limits.passes, limits.rows)
-        tasks.allow(self.pace.passes - 1)
+        tasks.allow(self.pace.passes)
         self.jobs: deque[Job] = deque()
         self.admitted = 0
         self.seconds = 0.01  # that a row took lately
@@ -79,10 +79,7 @@ class Batcher:
             loop.cancel()
         await asyncio.gather(*self.loops, return_exceptions=True)
         self.threads.shutdown(wait=True)
-        while self.jobs:
-            job = self.jobs.popleft()
-            if not job.answer.done():
-                job.answer.set_exception(Problem(503, "draining", "The server is shutting down", retry_after=5))
+        refuse(self.jobs)
 
     @property
     def alive(self) -> bool:
@@ -126,7 +123,7 @@ class Batcher:
         """The answers to a request's questions, which were admitted; cancelled, they are not computed any more."""
         request = object()
         jobs = [
-            Job(request, *cut(images, rows), asyncio.get_running_loop().create_future())
+            Job(request, images, rows, asyncio.get_running_loop().create_future())
             for rows in passes(self.tasks.rows_of(questions, models, images.shape[0]), self.pace.rows)
         ]
         self.jobs.extend(jobs)
@@ -139,6 +136,7 @@ class Batcher:
         finally:
             for job in jobs:  # if one of them failed, the others are for nothing
                 job.answer.cancel()
+            self.jobs = deque(job for job in self.jobs if job.request is not request)
         return [outcome(found, question.policy) for question, found in zip(questions, logits, strict=True)]
 
     async def run(self) -> None:
@@ -149,7 +147,11 @@ class Batcher:
             if not batch:
                 continue
             began = time.monotonic()
-            results = await asyncio.get_running_loop().run_in_executor(self.threads, self.compute, batch)
+            try:
+                results = await asyncio.get_running_loop().run_in_executor(self.threads, self.compute, batch)
+            except BaseException:
+                refuse(batch)
+                raise
             self.count(batch, time.monotonic() - began)
             for job, result in zip(batch, results, strict=True):
                 if job.answer.done():
@@ -196,11 +198,13 @@ class Batcher:
     def compute(self, batch: list[Job]) -> list[list[Tensor] | Exception]:
         """In a thread of passes: what each job is told."""
         try:
-            rows, first = [], 0
+            images, rows = [], []
             for job in batch:
-                rows += [row._replace(image=row.image + first) for row in job.rows]
-                first += job.images.shape[0]
-            logits = iter(self.tasks.compute(torch.cat([job.images for job in batch]), rows))
+                needed = list(dict.fromkeys(row.image for row in job.rows))
+                places = {image: len(images) + place for place, image in enumerate(needed)}
+                images += [job.images[image] for image in needed]
+                rows += [row._replace(image=places[row.image]) for row in job.rows]
+            logits = iter(self.tasks.compute(torch.stack(images), rows))
             return [[next(logits) for _ in job.rows] for job in batch]
         except Exception as error:
             if len(batch) == 1:
@@ -209,15 +213,15 @@ class Batcher:
 
     def count(self, batch: list[Job], seconds: float) -> None:
         """For the metrics, and to say when to come back."""
-        rows = sum(job.size for job in batch)
+        rows = sum(len(job.rows) for job in batch)
         self.seconds += 0.2 * (seconds / rows - self.seconds)
         self.metrics.batch_rows.observe(rows)
         self.metrics.batch_requests.observe(len({job.request for job in batch}))
         self.metrics.batch_seconds.observe(seconds)
 
 
-def cut(images: Float[Tensor, "n 3 height width"], rows: Sequence[Row]) -> tuple[Tensor, list[Row]]:
-    """The images that these rows are about, each once, and the rows as they are about these."""
-    needed = list(dict.fromkeys(row.image for row in rows))
-    places = {image: place for place, image in enumerate(needed)}
-    return images[needed], [row._replace(image=places[row.image]) for row in rows]
+def refuse(jobs: Iterable[Job]) -> None:
+    """Tell whoever still waits that nobody computes any more."""
+    for job in jobs:
+        if not job.answer.done():
+            job.answer.set_exception(Problem(503, "draining", "The server is shutting down", retry_after=5))

@@ -15,7 +15,8 @@ class Limits:
         wait: seconds that a question waits for others to share its pass, at most.
         rows: of one pass through the backbone (a row is one round of one image for one task); None: as many as make
             it cheaper here (`viapt.serve.pace`). Larger requests are cut.
-        passes: at the same time, which share torch's threads; None: as many as are fastest here, likewise.
+        passes: at the same time, which share torch's threads; None: one for each number of threads that a pass makes
+            good use of here, likewise.
         queue: rows that are admitted and not yet answered; beyond them, requests are told to come back (429).
         requests: that upload or wait at the same time; beyond them, others are turned away unread (503).
         request_bytes: of one request's body.

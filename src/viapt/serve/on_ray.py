@@ -56,7 +56,7 @@ class Replicas:
 
     def build(self, replica: str) -> FastAPI:
         """The application of one of them."""
-        tasks, limits = open_tasks(self.folders, self.weights, self.limits.rows), self.limits
+        tasks, limits = open_tasks(self.folders, self.weights), self.limits
         fetcher = Fetcher(limits.request_bytes, limits.upload) if self.urls else None
         local = self.token is None
         return create_app(tasks, limits=limits, token=self.token, fetcher=fetcher, local=local, replica=replica)

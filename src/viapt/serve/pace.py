@@ -33,9 +33,9 @@ class Pace(NamedTuple):
 
 
 def efficient_pace(backbone: Backbone, passes: int | None = None, rows: int | None = None) -> Pace:
-    """What is fastest where the backbone is; numbers that are given stand.
+    """What makes rows fastest where the backbone is, by passes that are made alone; numbers that are given stand.
 
-    Measured, a second or two on two cores.
+    A few seconds on two cores.
     """
     available = torch.get_num_threads()
     if passes is None:

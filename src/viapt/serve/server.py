@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from viapt.errors import ConfigError
 from viapt.serve.limits import Limits
 
-KEEP_ALIVE = 75  # seconds of an idle connection: more than clients and proxies keep theirs, which may send at the end
+KEEP_ALIVE = 75  # seconds of an idle connection: above the 60 of usual proxies, which could send while it is closed
 
 
 def run(app: FastAPI, host: str, port: int, limits: Limits) -> None:

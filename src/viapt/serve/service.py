@@ -46,7 +46,7 @@ class Service:
         self.teacher, self.fetcher, self.replica = teacher, fetcher, replica
         self.metrics = Metrics(replica)
         self.batcher = Batcher(tasks, limits, self.metrics)
-        self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="viapt-decoding")
+        self.decoders = ThreadPoolExecutor(DECODERS, "viapt-decoding", torch.set_num_threads, (1,))
         self.transform = eval_transform(tasks.backbone.preprocessing)
 
     async def classify(

@@ -11,7 +11,7 @@ from viapt.create import cast
 from viapt.device import default_device
 from viapt.errors import ConfigError
 from viapt.hub import adapter_folder, on_hub, parse
-from viapt.multitask import ROWS, MultiTask
+from viapt.multitask import MultiTask
 from viapt.serve.problems import Problem
 
 
@@ -47,8 +47,8 @@ def named(place: Path) -> list[tuple[str, Path]]:
     return [(file.parent.resolve().name, file.parent) for file in inside]
 
 
-def open_tasks(folders: Sequence[Path], weights: Path | None, rows: int | None) -> MultiTask:
-    """The tasks of these folders, on the backbone of the first, where it computes fastest; `rows` as in `Limits`.
+def open_tasks(folders: Sequence[Path], weights: Path | None) -> MultiTask:
+    """The tasks of these folders, on the backbone of the first, where it computes fastest.
 
     Raises:
         ArtifactError: an adapter cannot be read, or was trained on another backbone than the first.
@@ -60,7 +60,7 @@ def open_tasks(folders: Sequence[Path], weights: Path | None, rows: int | None) 
     recorded = read_config(first)["backbone"]
     backbone = restore_backbone(first, recorded, None, weights)
     cast(backbone, recorded["precision"])
-    return MultiTask(backbone.to(default_device()), adapters, rows=rows or ROWS)
+    return MultiTask(backbone.to(default_device()), adapters)
 
 
 def below(roots: Sequence[Path], directory: str) -> Path:
