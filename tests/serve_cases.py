@@ -19,14 +19,19 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
 from fastapi import FastAPI
 from PIL import Image
 
+from artifact_cases import fitted
 from cli_cases import write_backbone
+from viapt.artifact import load
 from viapt.create import create_model
+from viapt.inference import predict
 from viapt.multitask import MultiTask
 from viapt.serve.app import create_app
 from viapt.serve.limits import Limits
+from viapt.serve.tasks import adapters_in
 from viapt.testing.subject import tiny_vit
 
 
@@ -58,6 +63,76 @@ def write_adapters(folder: Path) -> None:
         options = {"num_prompts": 4} | ({"num_instance_prompts": 2} if method == "viapt" else {})
         model = create_model(backbone, method, classes=["a b", "ü", "c"], precision="float32", **options)
         model.save_pretrained(folder / "adapters" / name)
+
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "paper": ("viapt", {}),
+    "deep": ("vpt-deep", {"num_prompts": 3}),
+    "probe": ("linear", {}),
+}
+
+
+def write_tasks(folder: Path) -> dict[str, Path]:
+    """Three adapters of one tiny backbone, unlike each other."""
+    for seed, (name, (method, options)) in enumerate(METHODS.items()):
+        model = fitted(tiny_vit(), method, seed=seed, **options)
+        torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(seed))
+        model.save_pretrained(folder / name)
+    return adapters_in([folder])
+
+
+def check(answer: dict[str, Any], directory: Path, data: bytes, policy: Any, rounds: int, seed: int) -> None:
+    """One task's answer about one image is what its adapter predicts alone."""
+    model = load(directory, tiny_vit())
+    expected = predict(model, [data], policy, rounds, seed)
+    assert list(answer["probabilities"]) == model.classes
+    found = torch.tensor(list(answer["probabilities"].values()))
+    torch.testing.assert_close(found, expected.probabilities[0], rtol=0, atol=1e-5)
+    assert answer["label"] == expected.labels[0] and answer["rounds"] == int(expected.rounds[0])
+    assert answer["probability"] == max(answer["probabilities"].values())
+    if policy == "multi":
+        spread = torch.tensor(list(answer["spread"].values()))
+        torch.testing.assert_close(spread, expected.spread[0], rtol=0, atol=1e-5)
+    else:
+        assert answer["spread"] is None
+
+
+async def sound(client: httpx.AsyncClient, adapters: dict[str, Path], **headers: str) -> None:
+    """The service still answers rightly."""
+    response = await client.post("/v1/classify", **upload(picture(3)), headers=headers)
+    assert response.status_code == 200, response.text
+    for name, answer in response.json()["images"][0]["tasks"].items():
+        check(answer, adapters[name], picture(3), "mean", 5, 0)
+
+
+def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The one form that errors have."""
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    error = response.json()["error"]
+    assert error["code"] == code and error["message"] and set(error) == {"code", "message", "expected", "remedy"}
+    return error
+
+
+def sizes_of_passes(app: FastAPI) -> list[int]:
+    """Rows of each pass that is made from now on."""
+    tasks, sizes = app.state.service.tasks, []
+    compute = tasks.compute
+    tasks.compute = lambda images, rows: sizes.append(len(rows)) or compute(images, rows)
+    return sizes
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def passes_made(app: FastAPI) -> list[list[str]]:
+    """The methods in each pass that is made from now on."""
+    tasks, found = app.state.service.tasks, []
+    compute = tasks.compute
+    tasks.compute = lambda images, rows: found.append([row.model.method.name for row in rows]) or compute(images, rows)
+    return found
 
 
 Scenario = Callable[[httpx.AsyncClient, FastAPI], Awaitable[None]]
