@@ -107,16 +107,16 @@ async def phase(
 
 async def measured(world: World, corrupt: Path, pid: int, args: argparse.Namespace) -> dict[str, Any]:
     """Warm-up, capacity, the load, and the capacity again."""
-    warm, *_ = await phase(world, pid, args, args.warm_up, None, 0)
-    full, capacity, full_cores = await phase(world, pid, args, args.capacity_seconds, None, 1)
+    warm, *_ = await phase(world, pid, args, args.warm_up, None, 4 * args.seed)
+    full, capacity, full_cores = await phase(world, pid, args, args.capacity_seconds, None, 4 * args.seed + 1)
     samples: list[float] = []
     changes = Changes()
     beside = [asyncio.create_task(watch(pid, samples)), asyncio.create_task(keep_changing(world, corrupt, changes))]
-    under, rate, cores = await phase(world, pid, args, args.seconds, capacity * args.part, 2)
+    under, rate, cores = await phase(world, pid, args, args.seconds, capacity * args.part, 4 * args.seed + 2)
     for task in beside:
         task.cancel()
     await asyncio.gather(*beside, return_exceptions=True)
-    again, capacity_after, cores_after = await phase(world, pid, args, args.capacity_seconds, None, 3)
+    again, capacity_after, cores_after = await phase(world, pid, args, args.capacity_seconds, None, 4 * args.seed + 3)
     parts = [warm, full, under, again]
     faults = {
         "lost": [case for part in parts for case in part.lost],
@@ -127,7 +127,15 @@ async def measured(world: World, corrupt: Path, pid: int, args: argparse.Namespa
     speeds |= {"cores": [full_cores, cores_after], "cores under the load": cores}
     furthest = {"furthest": max(part.furthest for part in parts)}
     spare = {"the task that comes and goes": dict(changes.answers)}
+    speeds["passes at a time"] = await passes_at_a_time(world)
     return speeds | summary(under) | memory(samples) | counted(faults) | furthest | spare
+
+
+async def passes_at_a_time(world: World) -> int:
+    """As the service says."""
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {world.token}"}) as http:
+        told = (await http.get(f"{world.url}/metrics")).raise_for_status().text
+    return int(float(next(line.split()[1] for line in told.splitlines() if line.startswith("viapt_passes "))))
 
 
 def failures(result: dict[str, Any]) -> list[str]:
@@ -208,6 +216,7 @@ def main() -> None:
     parser.add_argument("--capacity-seconds", type=float, default=60)
     parser.add_argument("--part", type=float, default=0.7, help="of the capacity")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the service's passes")
+    parser.add_argument("--seed", type=int, default=0, help="of what the clients ask, and when")
     parser.add_argument("--note", default="", help="what else the machine did meanwhile")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -230,6 +230,27 @@ def test_a_task_answers_several_questions_at_the_same_time(
         torch.testing.assert_close(answer[0].probabilities, expected.probabilities[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", tiny_backbones())
+def test_every_backbone_makes_passes_at_the_same_time(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, names = tiny_backbones()[kind], ["paper", "deep", "shallow", "linear"]
+    adapters, images = write(tmp_path, build, names), pictures(4, build().preprocessing.image_size)
+    tasks = MultiTask(build(), adapters)
+    tasks.allow(4)
+    barrier = threading.Barrier(4)
+
+    def together(call: Callable[..., Any], *arguments: Any) -> Any:
+        barrier.wait(timeout=60)  # before each block
+        return call(*arguments)
+
+    monkeypatch.setattr(tasks.backbone, "advance", partial(together, tasks.backbone.advance))
+    questions = [[Question(name, image, "multi", 2, 3)] for image, name in enumerate(names)]
+    for question, answer in zip(questions, asked_at_once(tasks, questions, images), strict=True):
+        expected = alone(adapters[question[0].task], build, images[question[0].image], question[0])
+        torch.testing.assert_close(answer[0].probabilities, expected.probabilities[0], rtol=0, atol=1e-5)
+
+
 def test_methods_that_learn_weights_of_the_backbone_take_turns(
     adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ def test_metrics_count_what_happened(adapters: dict[str, Path]) -> None:
             "viapt_batch_rows_sum 4.0",
             "viapt_queue_rows 0.0",
             "viapt_tasks 3.0",
+            "viapt_passes 1.0",
         ):
             assert line in lines
 

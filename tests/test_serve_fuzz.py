@@ -24,6 +24,7 @@ from viapt.create import create_backbone, create_model
 from viapt.multitask import MultiTask
 from viapt.serve.app import create_app
 from viapt.serve.lesson import RUN
+from viapt.serve.limits import Limits
 from viapt.serve.teaching import Lesson, Teacher
 
 EXAMPLES = 4  # of each operation
@@ -64,7 +65,7 @@ def app(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FastAP
     """
     monkeypatch.setattr("viapt.serve.app.Teacher", Quick)
     tasks = MultiTask(f"local-dir:{folder}", {"a": folder / "a"})
-    return create_app(tasks, roots=[folder], teach=tmp_path)
+    return create_app(tasks, roots=[folder], teach=tmp_path, limits=Limits(passes=2))
 
 
 def operations(app: FastAPI) -> list[Any]:

@@ -22,6 +22,7 @@ from cli_cases import write_backbone
 from serve_cases import PATIENCE
 from viapt.multitask import MultiTask
 from viapt.serve.app import create_app
+from viapt.serve.limits import Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 # Starlette's parser leaves the file of a body that ends too early to the garbage collector.
@@ -45,7 +46,9 @@ def service(bench: tuple[Any, Any, Any], tmp_path_factory: pytest.TempPathFactor
     backbone = write_backbone(folder)
     adapters = serve.write_adapters(folder / "adapters", backbone, 4)
     corrupt = tasks.corrupted(adapters["task0"], folder / "corrupt")
-    app = create_app(MultiTask(backbone, adapters), roots=[folder / "adapters", folder], token=serve.TOKEN)
+    app = create_app(
+        MultiTask(backbone, adapters), roots=[folder / "adapters", folder], token=serve.TOKEN, limits=Limits(passes=2)
+    )
     port = serve.free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)

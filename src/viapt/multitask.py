@@ -279,7 +279,7 @@ class MultiTask(Mapping[str, PromptedClassifier]):
         if first.method.inside:
             needed = images[[row.image for row in rows]]
             with self.reweighting if first.method.replaced() else nullcontext():
-                return list(first.classify(first.embed(needed), noise(rows)).cpu())
+                return rows_on_cpu([first.classify(first.embed(needed), noise(rows))])
         images, places = used(images, rows)
         tokens = self.backbone.embed(images, first.method.num_prompts)
         if first.method.num_prompts == 0:
@@ -288,7 +288,7 @@ class MultiTask(Mapping[str, PromptedClassifier]):
             tokens = tokens._replace(prefix=tokens.prefix[places], patches=tokens.patches[places])
             features = running(loop, [part_of(part[0].model, len(part), noise(part)) for part in parts], tokens)
         pieces = features.split([len(part) for part in parts])
-        return [row for part, piece in zip(parts, pieces, strict=True) for row in part[0].model.head(piece).cpu()]
+        return rows_on_cpu([part[0].model.head(piece) for part, piece in zip(parts, pieces, strict=True)])
 
     def check_names(self, names: Sequence[str], models: Mapping[str, PromptedClassifier]) -> None:
         """Refuse a task that is not there.
@@ -437,6 +437,12 @@ def running(loop: PromptedClassifier, parts: list[Part], tokens: Tokens) -> Floa
         return loop.run(tokens, None)
     finally:
         loop.method.take([])
+
+
+def rows_on_cpu(logits: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, " _"]]:
+    """The rows of all of them, in one copy: there may be hundreds of tasks."""
+    values = torch.cat([some.flatten() for some in logits]).cpu().split([some.numel() for some in logits])
+    return [row for some, found in zip(logits, values, strict=True) for row in found.view(some.shape)]
 
 
 def outcome(logits: Sequence[Float[Tensor, " classes"]], policy: Policy) -> Outcome:

@@ -127,8 +127,10 @@ def serve(
         fetcher=Fetcher(limits.request_bytes, limits.upload) if allow_urls else None,
         local=token is None,
     )
-    torch.set_num_threads(app.state.service.batcher.pace.threads)  # a team for the loop's small sums disturbs passes
+    pace = app.state.service.batcher.pace
+    torch.set_num_threads(pace.threads)  # a team for the loop's small sums disturbs passes
     say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}: {', '.join(tasks)}")
+    say(f"{pace}")
     run(app, host, port, limits)
 
 

@@ -60,6 +60,7 @@ class Batcher:
         self.tasks, self.limits, self.metrics = tasks, limits, metrics
         self.pace = efficient_pace(tasks.backbone, limits.passes, limits.rows)
         tasks.allow(self.pace.passes)
+        metrics.passes.set(self.pace.passes)
         self.jobs: deque[Job] = deque()
         self.admitted = 0
         self.seconds = 0.01  # that a row took lately

@@ -38,6 +38,7 @@ class Metrics(Collector):
         )
         self.waiting = Gauge("viapt_queue_rows", "Rows admitted and not yet answered", registry=self.registry)
         self.tasks = Gauge("viapt_tasks", "Tasks loaded", registry=self.registry)
+        self.passes = Gauge("viapt_passes", "Passes at the same time", registry=self.registry)
 
     def text(self) -> bytes:
         """In Prometheus's text format."""

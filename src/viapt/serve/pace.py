@@ -31,6 +31,9 @@ class Pace(NamedTuple):
     threads: int
     rows: int
 
+    def __str__(self) -> str:
+        return f"passes at a time: {self.passes}, threads of each: {self.threads}, rows at most: {self.rows}"
+
 
 def efficient_pace(backbone: Backbone, passes: int | None = None, rows: int | None = None) -> Pace:
     """What makes rows fastest where the backbone is, by passes that are made alone; numbers that are given stand.
