@@ -32,7 +32,7 @@ FLOORS: list[set[str]] = [
     | {"rounds", "cache_files", "widths", "attention_weights"},
     {"methods", "backbones"},
     {"model"},
-    {"create", "data", "quantisation", "recipe"},
+    {"create", "data", "quantisation", "recipe", "mixture"},
     {"training", "training_state", "history", "progress", "evaluation", "comparison", "inference"}
     | {"artifact", "adapter_files", "model_card", "acceleration", "optimization", "exported"}
     | {"sampling", "round_calibration", "caching", "initialisation", "pruning", "multitask", "hub", "publishing"},

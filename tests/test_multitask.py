@@ -20,7 +20,8 @@ from viapt.backbones.base import Backbone
 from viapt.errors import ArtifactError, ConfigError, DataError
 from viapt.explanation import layer_attention
 from viapt.inference import predict
-from viapt.multitask import Mixture, MultiTask, Question, passes, size
+from viapt.mixture import Mixture, passes, size
+from viapt.multitask import MultiTask, Question
 from viapt.testing.subject import tiny_backbones, tiny_vit
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

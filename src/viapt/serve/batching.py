@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from viapt.mixture import Row, kind, passes, size
 from viapt.model import PromptedClassifier
-from viapt.multitask import MultiTask, Outcome, Question, Row, kind, outcome, passes, size
+from viapt.multitask import MultiTask, Outcome, Question, outcome
 from viapt.serve.limits import Limits
 from viapt.serve.metrics import Metrics
 from viapt.serve.pace import efficient_pace
