@@ -215,7 +215,7 @@ def test_a_request_that_fails_takes_no_other_with_it(adapters: dict[str, Path]) 
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_at_the_end_whoever_waits_is_told_so(passes: int, adapters: dict[str, Path]) -> None:
-    """Those whose rows are being computed as well as those in the queue."""
+    """Those whose rows are being computed as well as those in the queue, and those that are still being decoded."""
 
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
         tasks, begun = app.state.service.tasks, []

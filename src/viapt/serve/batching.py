@@ -64,6 +64,7 @@ class Batcher:
         metrics.passes.set(self.pace.passes)
         self.jobs: deque[Job] = deque()
         self.admitted = 0
+        self.ended = False
         self.seconds = 0.01  # that a row took lately
         self.arrived = asyncio.Event()
         self.threads = ThreadPoolExecutor(
@@ -76,7 +77,8 @@ class Batcher:
         self.loops = [asyncio.create_task(self.run()) for _ in range(self.pace.passes)]
 
     async def stop(self) -> None:
-        """End; whoever still waits is told so."""
+        """End; whoever still waits, or asks afterwards, is told so."""
+        self.ended = True
         for loop in self.loops:
             loop.cancel()
         await asyncio.gather(*self.loops, return_exceptions=True)
@@ -123,6 +125,8 @@ class Batcher:
         self, images: Float[Tensor, "n 3 height width"], questions: Sequence[Question], models: Models
     ) -> list[Outcome]:
         """The answers to a request's questions, which were admitted; cancelled, they are not computed any more."""
+        if self.ended:
+            raise draining()
         request = object()
         jobs = [
             Job(request, images, rows, asyncio.get_running_loop().create_future())
@@ -226,4 +230,9 @@ def refuse(jobs: Iterable[Job]) -> None:
     """Tell whoever still waits that nobody computes any more."""
     for job in jobs:
         if not job.answer.done():
-            job.answer.set_exception(Problem(503, "draining", "The server is shutting down", retry_after=5))
+            job.answer.set_exception(draining())
+
+
+def draining() -> Problem:
+    """Nobody computes any more."""
+    return Problem(503, "draining", "The server is shutting down", retry_after=5)
