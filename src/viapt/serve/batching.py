@@ -149,23 +149,26 @@ class Batcher:
         """Batch after batch."""
         while True:
             await self.gather()
-            batch = self.take()
-            if not batch:
+            await self.answer(self.take())
+
+    async def answer(self, batch: list[Job]) -> None:
+        """Compute a batch and hand its answers out; nothing of it is kept while the next one is waited for."""
+        if not batch:
+            return
+        began = time.monotonic()
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self.threads, self.compute, batch)
+        except BaseException:
+            refuse(batch)
+            raise
+        self.count(batch, time.monotonic() - began)
+        for job, result in zip(batch, results, strict=True):
+            if job.answer.done():
                 continue
-            began = time.monotonic()
-            try:
-                results = await asyncio.get_running_loop().run_in_executor(self.threads, self.compute, batch)
-            except BaseException:
-                refuse(batch)
-                raise
-            self.count(batch, time.monotonic() - began)
-            for job, result in zip(batch, results, strict=True):
-                if job.answer.done():
-                    continue
-                if isinstance(result, Exception):
-                    job.answer.set_exception(result)
-                else:
-                    job.answer.set_result(result)
+            if isinstance(result, Exception):
+                job.answer.set_exception(result)
+            else:
+                job.answer.set_result(result)
 
     async def gather(self) -> None:
         """Wait until there is a job, and then for as many of its kind as fit, but not too long."""
