@@ -114,14 +114,6 @@ def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     return error
 
 
-def sizes_of_passes(app: FastAPI) -> list[int]:
-    """Rows of each pass that is made from now on."""
-    tasks, sizes = app.state.service.tasks, []
-    compute = tasks.compute
-    tasks.compute = lambda images, rows: sizes.append(len(rows)) or compute(images, rows)
-    return sizes
-
-
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.001)
@@ -213,13 +205,9 @@ def held(app: FastAPI) -> Iterator[Callable[[], Awaitable[None]]]:
         free.wait()
         return compute(*arguments)
 
-    async def wait() -> None:
-        while not begun.is_set():
-            await asyncio.sleep(0.001)
-
     tasks.compute = slow
     try:
-        yield wait
+        yield lambda: until(begun.is_set)
     finally:
         free.set()
         tasks.compute = compute

@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from serve_cases import (
     bomb,
     held,
+    passes_made,
     picture,
     refused,
     serve,
-    sizes_of_passes,
     sound,
     until,
     upload,
@@ -117,7 +117,7 @@ def test_a_slow_upload_is_given_up(adapters: dict[str, Path], monkeypatch: pytes
 
 def test_a_late_answer_is_given_up_and_never_computed(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
-        sizes = sizes_of_passes(app)
+        made = passes_made(app)
         with held(app):
             late = await asyncio.gather(*(client.post("/v1/classify", **upload(picture())) for _ in range(3)))
             for response in late:
@@ -125,7 +125,7 @@ def test_a_late_answer_is_given_up_and_never_computed(adapters: dict[str, Path])
             assert app.state.service.batcher.admitted == 0
         app.state.service.limits = Limits()
         await sound(client, adapters)
-        assert len(sizes) == 1 + len(adapters)  # the one that had begun, and those of the last request
+        assert len(made) == 1 + len(adapters)  # the one that had begun, and those of the last request
 
     serve(adapters, scenario, Limits(timeout=0.05))
 
@@ -201,8 +201,7 @@ def test_a_full_queue_says_when_to_come_back(adapters: dict[str, Path]) -> None:
         with held(app) as begun:
             admitted = [asyncio.create_task(client.post("/v1/classify", **upload(picture(), **one))) for _ in range(2)]
             await begun()
-            while app.state.service.batcher.admitted < 2:
-                await asyncio.sleep(0.001)
+            await until(lambda: app.state.service.batcher.admitted >= 2)
             response = await client.post("/v1/classify", **upload(picture(), **one))
             refused(response, 429, "busy")
             assert int(response.headers["retry-after"]) >= 1
