@@ -50,7 +50,7 @@ def service(bench: tuple[Any, Any, Any], tmp_path_factory: pytest.TempPathFactor
         MultiTask(backbone, adapters), roots=[folder / "adapters", folder], token=serve.TOKEN, limits=Limits(passes=2)
     )
     port = serve.free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

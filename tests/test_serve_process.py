@@ -142,7 +142,9 @@ def test_options_are_limits(folder: Path, capsys: pytest.CaptureFixture[str], mo
         configs.append(server.config)
 
     monkeypatch.setattr(uvicorn.Server, "serve", serve)
-    for name in ("signal.signal", "gc.freeze"):  # which would outlive the test
+    # What would outlive the test. Logging that is set up anew ends all handlers there are; absl's (openvino imports it)
+    # then closes what it writes to, unless that is sys.stderr: pytest's file, while this test has another one.
+    for name in ("signal.signal", "gc.freeze", "uvicorn.Config.configure_logging"):
         monkeypatch.setattr(f"viapt.serve.server.{name}", lambda *_: None)
     options = {
         "wait-ms": 7, "rows": 3, "passes": 2, "queue": 40, "timeout": 11.0, "upload-timeout": 13.5, "max-requests": 5,
