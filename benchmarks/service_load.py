@@ -77,6 +77,21 @@ class Wait:
     sent: float
 
 
+@dataclass(frozen=True)
+class Ask:
+    """A request.
+
+    Attributes:
+        chosen: numbers of pictures.
+        whole: whether a client that vanishes has sent all of it.
+    """
+
+    kind: str
+    tasks: Sequence[str]
+    chosen: Sequence[int]
+    whole: bool = True
+
+
 @dataclass
 class Tally:
     """What came of the requests.
@@ -128,6 +143,21 @@ def bomb() -> bytes:
     return file.getvalue()
 
 
+def drawn(draw: random.Random, tasks: Sequence[str], pictures: int) -> Ask:
+    """What a client asks next."""
+    (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
+    if kind == "vanish" or kind in FAULTS:
+        chosen = [draw.randrange(pictures)]
+        return Ask(kind, tasks[:1], chosen, whole=kind != "vanish" or draw.choice([False, True]))
+    some = draw.sample(tasks, SEVERAL if kind == "tasks" else 1)
+    return Ask(kind, some, draw.sample(range(pictures), SEVERAL if kind == "several" else 1))
+
+
+def client_draws(clients: int, seed: int) -> list[random.Random]:
+    """What each client draws from: its phase, if there is a pace, and then what it asks."""
+    return [random.Random(f"{seed} {k}") for k in range(clients)]
+
+
 async def load(
     world: World,
     clients: int,
@@ -148,7 +178,7 @@ async def load(
     """
     tally, heavy = Tally(), bomb()
     gap, end = None if rate is None else clients / rate, time.monotonic() + seconds
-    draws = [random.Random(f"{seed} {k}") for k in range(clients)]
+    draws = client_draws(clients, seed)
     await asyncio.gather(*(client(world, draw, heavy, end, gap, least, attempts, tally) for draw in draws))
     return tally
 
@@ -170,32 +200,28 @@ async def client(
         while due < end or least > 0:
             least -= 1
             await asyncio.sleep(due - time.monotonic())
-            (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
-            tally.counts[kind] += 1
-            if kind == "vanish":
-                await vanish(world, draw)
-            elif kind in FAULTS:
-                await fail(http, world, kind, heavy, draw, tally)
+            ask = drawn(draw, world.tasks, len(world.pictures))
+            tally.counts[ask.kind] += 1
+            if ask.kind == "vanish":
+                await vanish(world, ask)
+            elif ask.kind in FAULTS:
+                await fail(http, world, ask, heavy, tally)
             else:
-                await succeed(http, world, kind, draw, due, attempts, tally)
+                await succeed(http, world, ask, due, attempts, tally)
             due = time.monotonic() if gap is None else due + gap
 
 
-async def succeed(
-    http: httpx.AsyncClient, world: World, kind: str, draw: random.Random, due: float, attempts: int, tally: Tally
-) -> None:
+async def succeed(http: httpx.AsyncClient, world: World, ask: Ask, due: float, attempts: int, tally: Tally) -> None:
     """A good request, until it is answered."""
-    tasks = draw.sample(world.tasks, SEVERAL if kind == "tasks" else 1)
-    chosen = draw.sample(range(len(world.pictures)), SEVERAL if kind == "several" else 1)
-    policy = "multi" if kind == "rounds" else "mean"
-    fields = {"tasks": tasks, "policy": policy, "rounds": str(SEVERAL), "seed": str(SEED)}
-    files = [("images", (str(k), world.pictures[k])) for k in chosen]
+    policy = "multi" if ask.kind == "rounds" else "mean"
+    fields = {"tasks": ask.tasks, "policy": policy, "rounds": str(SEVERAL), "seed": str(SEED)}
+    files = [("images", (str(k), world.pictures[k])) for k in ask.chosen]
     sent = time.monotonic()
     while True:
         response, broken = None, ""
         try:
             request = http.build_request("POST", "/v1/classify", data=fields, files=files)
-            response = await http.send(slowly(request) if kind == "slow" else request)
+            response = await http.send(slowly(request) if ask.kind == "slow" else request)
         except httpx.HTTPError as error:
             broken = repr(error)
         if response is not None and response.status_code in BUSY:
@@ -204,8 +230,8 @@ async def succeed(
             continue
         if response is not None and response.status_code == 200:
             now = time.monotonic()
-            tally.waits.append(Wait(kind, now - due, now - sent))
-            compare(world, response.json(), tasks, chosen, policy, tally)
+            tally.waits.append(Wait(ask.kind, now - due, now - sent))
+            compare(world, response.json(), ask, policy, tally)
             return
         attempts -= 1
         if attempts == 0 or (response is not None and response.status_code < 500):
@@ -227,15 +253,13 @@ def slowly(request: httpx.Request) -> httpx.Request:
     return httpx.Request(request.method, request.url, headers=request.headers, content=pieces())
 
 
-def compare(
-    world: World, answer: dict[str, Any], tasks: Sequence[str], chosen: Sequence[int], policy: str, tally: Tally
-) -> None:
+def compare(world: World, answer: dict[str, Any], ask: Ask, policy: str, tally: Tally) -> None:
     """Note how far an answer is from the offline prediction, and whether that is wrong."""
-    asked = [(str(k), sorted(tasks)) for k in chosen]
+    asked = [(str(k), sorted(ask.tasks)) for k in ask.chosen]
     if (given := [(image["name"], sorted(image["tasks"])) for image in answer["images"]]) != asked:
         tally.wrong.append(f"{given} instead of {asked}")
         return
-    for image, k in zip(answer["images"], chosen, strict=True):
+    for image, k in zip(answer["images"], ask.chosen, strict=True):
         for task, found in image["tasks"].items():
             given = found["probabilities"]
             far = furthest(world.expected[task, policy][k], given)
@@ -249,13 +273,11 @@ def furthest(expected: Mapping[str, float], given: Mapping[str, float]) -> float
     return max(abs(value - given.get(name, 9.0)) for name, value in expected.items())
 
 
-async def fail(
-    http: httpx.AsyncClient, world: World, kind: str, heavy: bytes, draw: random.Random, tally: Tally
-) -> None:
+async def fail(http: httpx.AsyncClient, world: World, ask: Ask, heavy: bytes, tally: Tally) -> None:
     """A request that must be refused, in the one form that errors have."""
-    good = draw.choice(world.pictures)
+    kind, good = ask.kind, world.pictures[ask.chosen[0]]
     data = {"truncated": good[: len(good) // 2], "bomb": heavy}.get(kind, good)
-    fields = {"tasks": "no such task" if kind == "unknown" else world.tasks[0]}
+    fields = {"tasks": "no such task" if kind == "unknown" else ask.tasks}
     request = http.build_request("POST", "/v1/classify", data=fields, files={"images": ("x", data)})
     if kind == "token":
         request.headers["Authorization"] = "Bearer a-token-that-is-wrong"
@@ -276,15 +298,15 @@ async def fail(
         tally.wrong.append(f"{kind}: {response.status_code} {response.text[:200]}")
 
 
-async def vanish(world: World, draw: random.Random) -> None:
+async def vanish(world: World, ask: Ask) -> None:
     """Send half of a request, or all of it, and go."""
-    files = {"images": ("x", draw.choice(world.pictures))}
+    files = {"images": ("x", world.pictures[ask.chosen[0]])}
     request = httpx.Request("POST", f"{world.url}/v1/classify", files=files)
     body, where = request.read(), request.url
     head = [f"POST {where.path} HTTP/1.1", f"Host: {where.host}", f"Authorization: Bearer {world.token}"]
     head += [f"Content-Type: {request.headers['content-type']}", f"Content-Length: {len(body)}", "", ""]
     _, writer = await asyncio.open_connection(where.host, where.port)
-    writer.write("\r\n".join(head).encode() + body[: draw.choice([len(body) // 2, len(body)])])
+    writer.write("\r\n".join(head).encode() + body[: len(body) if ask.whole else len(body) // 2])
     await writer.drain()
     await asyncio.sleep(0.02)
     writer.close()
