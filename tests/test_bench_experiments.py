@@ -179,6 +179,27 @@ def test_one_command_makes_records_page_and_index(bench, backbone, tmp_path):
     assert f"| 16 | {spent:.2f} |" in index and "viapt bench corner-cases --out" in index
     assert index.count("not run yet") == len(EXPERIMENTS) - 1 and "viapt bench kept-dim --out runs/kept-dim\n" in index
 
+    # A table without an experiment has a report, which says as much of itself, and the index leads there.
+    code, _, err = bench("report", results / "corner-cases.json", "--out", results / "table", "--part", "val")
+    assert code == 2 and "reference" in err  # there is no 'viapt' without settings
+    (results / "table.json").write_bytes((results / "corner-cases.json").read_bytes())
+    code, _, err = bench(
+        "report", results / "table.json", "--out", results / "table", "--part", "val", "--reference", "vpt-deep"
+    )
+    told = (results / "table" / "report.md").read_text()
+    split_hashes = {record["job"]["split_hash"] for record in records}
+    for words in (
+        *{record["data_hash"] for record in records},
+        *split_hashes,
+        f"16, {spent:.2f} hours",
+        "bench run --out",
+    ):
+        assert words in told.replace("\\_", "_"), words
+    assert bench("results", results)[0] == 0
+    index = (results / "README.md").read_text()
+    assert "[table](table/report.md) | A table of methods. | 16 |" in index
+    assert f"{spent:.2f} hours in all" in index  # each run once
+
     # The same command does nothing twice, and what a person wrote stays.
     for path in (page, results / "README.md"):
         path.write_text(path.read_text().replace("Not written yet.", "They *are* one\n\nand the same."))

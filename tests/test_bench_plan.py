@@ -22,6 +22,7 @@ from viapt.cli.bench import parse_entrant
 from viapt.cli.bench_options import parse_range
 from viapt.data.packaged import PackagedTask, load_task
 from viapt.errors import ConfigError
+from viapt.methods import list_methods, method_class
 
 
 @pytest.fixture
@@ -270,6 +271,14 @@ def test_each_method_searches_what_it_has():
     assert list(space_of(Entrant("linear"), Protocol(trials=1))) == ["lr", "weight_decay"]
     assert space_of(Entrant("linear"), Protocol()) == {}
     assert list(corners({})) == [{}] and len(list(corners(space))) == 8
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_by_default_every_method_searches_around_its_own_rate(method):
+    space, own = space_of(Entrant(method), Protocol(trials=1)), method_class(method).learning_rate
+    assert space["lr"] == {"low": pytest.approx(own / 10), "high": pytest.approx(own * 10), "log": True}
+    first = next(search(space, {"lr": own, "weight_decay": 0.01}, 1, 0))
+    assert first == {"lr": own, "weight_decay": 0.01}  # the defaults
 
 
 def test_a_search_through_impossible_settings_is_refused(backbone):

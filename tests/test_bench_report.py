@@ -31,7 +31,7 @@ from viapt.bench.statistics import Mean, compare, rank
 from viapt.bench.store import FINAL
 from viapt.bench.tables import Column, Table, accuracy_table, comparison_table, latex
 from viapt.cli.bench_report import report
-from viapt.errors import ConfigError
+from viapt.errors import ArtifactError, ConfigError
 from viapt.report.plots import Point, accuracy_against_parameters, running_best
 
 NAN = float("nan")
@@ -176,7 +176,7 @@ def test_latex_tables_are_set_with_their_rules() -> None:
 
 
 def test_gaps_few_seeds_and_equal_values_are_told(gaps) -> None:
-    told = " ".join(caveats(gaps, compare(gaps, "whole"), rank(gaps)))
+    told = " ".join(caveats(gaps, [compare(gaps, "whole")], rank(gaps)))
     assert "No score for short: y." in told
     assert "2 cells have fewer seeds than 3" in told
     assert "± 0.0" in told
@@ -186,21 +186,32 @@ def test_gaps_few_seeds_and_equal_values_are_told(gaps) -> None:
 
 def test_families_too_large_for_the_tasks_are_told() -> None:
     grid = arrange(drawn(8, 7))
-    told = " ".join(caveats(grid, compare(grid, "method-0"), rank(grid)))
+    told = " ".join(caveats(grid, [compare(grid, "method-0")], rank(grid)))
     assert "Over tasks, no p can fall below 0.016, and corrected for 7 comparisons none can fall below 0.11" in told
     assert "Over runs" not in told  # 35 pairs are enough
     grid = arrange(drawn(4, 7))
-    told = " ".join(caveats(grid, compare(grid, "method-0"), rank(grid)))
+    told = " ".join(caveats(grid, [compare(grid, "method-0")], rank(grid)))
     assert "Over tasks" not in told  # three comparisons: 3/64 < 0.05
+
+
+def test_each_family_is_corrected_by_itself() -> None:
+    """Seven comparisons over eight tasks cannot show anything, three can."""
+    large, small = arrange(drawn(8, 7)), arrange(drawn(4, 7))
+    families = [compare(grid, "method-0") for grid in (large, small)]
+    told = " ".join(caveats(large, families, None))
+    assert "Each of the 2 tables" in told and "within each table (3 to 7 comparisons)" in told and "10 comp" not in told
+    assert "Over tasks" not in told
+    told = " ".join(caveats(large, [families[0], families[0]], None))
+    assert "(7 comparisons)" in told and "corrected for 7 comparisons none can fall below 0.11" in told
 
 
 def test_what_equal_methods_and_two_methods_lack_is_told() -> None:
     equal = arrange([score(m, t, s, 0.5) for m, t, s in itertools.product("abc", "xyz", range(2))])
-    told = " ".join(caveats(equal, compare(equal, "a"), rank(equal)))
+    told = " ".join(caveats(equal, [compare(equal, "a")], rank(equal)))
     assert "Equal to the reference in every run (p = 1 by definition): b, c." in told
     assert "average ranks are not to be told apart" in told and "12 pairs of runs have no difference" in told
     two = arrange(drawn(2, 3, seeds=1))
-    told = " ".join(caveats(two, compare(two, "method-0"), rank(two)))
+    told = " ".join(caveats(two, [compare(two, "method-0")], rank(two)))
     assert "one seed" in told and "Friedman's test needs three methods" in told and "larger than any difference" in told
 
 
@@ -392,6 +403,7 @@ def write_records(path: Path, scores: list[Score]) -> Path:
     costs = ("learnable_parameters", "seconds", "peak_memory_mib", "key", "method", "task", "seed")
     records = [
         {"job": {}, "trial": FINAL, "val": None, "test": {s.metric: s.value}, "data_hash": "d"}
+        | {"data_source": "drawn", "device": "a chip", "viapt": "0", "job_seconds": 36.0}
         | {name: getattr(s, name) for name in costs}
         for s in scores
     ]
@@ -410,5 +422,17 @@ def test_command_writes_the_report(tmp_path, command) -> None:
     assert result.output.split() == [str(tmp_path / "out" / name) for name in ("report.md", "report.html")]
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| epochs | 7 |" in text and "Compared with method-1" in text
+    for words in (
+        "| 12, 0.12 hours of",
+        "| code | a |",
+        "| a chip |",
+        "drawn | d | s |",
+        "--methods method-0 method-1 |",
+    ):
+        assert words in text.replace("\\-", "-"), words
+    other = tmp_path / "other.json"
+    other.write_text(source.read_text().replace("job_seconds", "hours"))
+    refused = command(other, "--out", tmp_path / "none", "--reference", "method-1").exception
+    assert isinstance(refused, ArtifactError) and "'job_seconds'" in str(refused)
     refused = command(source, "--out", tmp_path / "none").exception
     assert isinstance(refused, ConfigError) and "'viapt'" in str(refused) and not (tmp_path / "none").exists()

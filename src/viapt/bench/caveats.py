@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -17,9 +18,13 @@ GENERAL = (
 )
 
 
-def caveats(grid: Grid, comparisons: Sequence[Comparison], ranking: Ranking | None) -> list[str]:
-    """Sentences; those that always hold, then those that these scores give reason for."""
-    return [*GENERAL, *on_gaps(grid), *on_seeds(grid), *on_tests(comparisons), *on_ranks(grid, ranking)]
+def caveats(grid: Grid, families: Sequence[Sequence[Comparison]], ranking: Ranking | None) -> list[str]:
+    """Sentences; those that always hold, then those that these scores give reason for.
+
+    Args:
+        families: of comparisons with one reference, each corrected by itself.
+    """
+    return [*GENERAL, *on_gaps(grid), *on_seeds(grid), *on_tests(families), *on_ranks(grid, ranking)]
 
 
 def on_gaps(grid: Grid) -> Iterator[str]:
@@ -56,14 +61,16 @@ def on_seeds(grid: Grid) -> Iterator[str]:
         yield "An interval of ± 0.0 may mean that all seeds gave one value; it does not mean certainty."
 
 
-def on_tests(comparisons: Sequence[Comparison]) -> Iterator[str]:
+def on_tests(families: Sequence[Sequence[Comparison]]) -> Iterator[str]:
     """What the signed-rank tests cannot do here."""
-    possible = [c for c in comparisons if c.runs.p is not None]
-    if not possible:
+    tested = [[c for c in family if c.runs.p is not None] for family in families]
+    tested = [family for family in tested if family]
+    if not tested:
         yield "No method could be compared with the reference."
         return
-    yield f"Holm's correction is over {counted(len(possible), 'comparison')} with the reference, in each column apart."
-    equal = [c.method for c in possible if c.runs.how == "no difference"]
+    yield on_correction([len(family) for family in tested])
+    possible = list(chain.from_iterable(tested))
+    equal = dict.fromkeys(c.method for c in possible if c.runs.how == "no difference")
     if equal:
         yield f"Equal to the reference in every run (p = 1 by definition): {', '.join(equal)}."
     zeros = sum(c.runs.zeros for c in possible)
@@ -73,20 +80,39 @@ def on_tests(comparisons: Sequence[Comparison]) -> Iterator[str]:
             "such pairs rule the usual exact distribution out: up to 13 pairs all changes of signs are counted, beyond "
             "that p is a normal approximation."
         )
-    for name, tests in (("runs", [c.runs for c in possible]), ("tasks", [c.by_task for c in possible])):
-        few = [c.method for c, test in zip(possible, tests, strict=True) if test.smallest > ALPHA]
-        best = min(test.smallest for test in tests)
-        if few:
-            yield (
-                f"Over {name}, fewer than six pairs differ for {listed(few)}: p cannot fall below {ALPHA}, however "
-                "large the differences."
-            )
-        elif best * len(possible) > ALPHA:
-            yield (
-                f"Over {name}, no p can fall below {best:.2g}, and corrected for {len(possible)} comparisons none can "
-                f"fall below {min(1.0, best * len(possible)):.2g}: more {name} or fewer methods are needed to tell any "
-                "difference."
-            )
+    for name in ("runs", "tasks"):
+        yield from on_smallest(tested, name)
+
+
+def on_correction(sizes: Sequence[int]) -> str:
+    """Over how many comparisons p is corrected."""
+    if len(sizes) == 1:
+        return f"Holm's correction is over {counted(sizes[0], 'comparison')} with the reference, in each column apart."
+    among = f"{min(sizes)} to {max(sizes)} comparisons" if min(sizes) < max(sizes) else counted(sizes[0], "comparison")
+    return (
+        f"Each of the {len(sizes)} tables of comparisons has its own reference, and Holm's correction is within each "
+        f"table ({among}), in each column apart: not over the whole page."
+    )
+
+
+def on_smallest(tested: Sequence[Sequence[Comparison]], name: str) -> Iterator[str]:
+    """What p over runs or tasks cannot fall below, however large the differences."""
+    smallest = [[(c.runs if name == "runs" else c.by_task).smallest for c in family] for family in tested]
+    few = dict.fromkeys(
+        c.method for family, bounds in zip(tested, smallest, strict=True) for c, p in zip(family, bounds, strict=True)
+        if p > ALPHA
+    )  # fmt: skip
+    if few:
+        yield (
+            f"Over {name}, fewer than six pairs differ for {listed(list(few))}: p cannot fall below {ALPHA}, however "
+            "large the differences."
+        )
+    elif all(min(bounds) * len(bounds) > ALPHA for bounds in smallest):
+        best, bounds = min(((min(bounds) * len(bounds), bounds) for bounds in smallest), key=lambda pair: pair[0])
+        yield (
+            f"Over {name}, no p can fall below {min(bounds):.2g}, and corrected for {len(bounds)} comparisons none can "
+            f"fall below {min(1.0, best):.2g}: more {name} or fewer methods are needed to tell any difference."
+        )
 
 
 def on_ranks(grid: Grid, ranking: Ranking | None) -> Iterator[str]:

@@ -32,7 +32,7 @@ class Findings:
     sentences: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Plot] = field(default_factory=list)
-    comparisons: list[Comparison] = field(default_factory=list)
+    families: list[list[Comparison]] = field(default_factory=list)  # of tests, each corrected by itself
 
     def add(self, other: Findings) -> None:
         """Append all of another."""
@@ -63,7 +63,7 @@ def findings(design: Design, protocol: Protocol, records: Sequence[Record]) -> t
         if design.families:
             found.figures.append(heat_map(grid))
     found.tables.append(cost_table(costs(scores, protocol.part), by_mean(grid)))
-    return found, caveats(grid, found.comparisons, None) if found.comparisons else []
+    return found, caveats(grid, found.families, None) if found.families else []
 
 
 def coverage(names: set[str], grid: Grid) -> str:
@@ -137,7 +137,7 @@ def tested(title: str, reference: str, others: Sequence[str], scores: Sequence[S
     grid = arrange(chosen, part)
     comparisons = compare(grid, reference)
     table = replace(comparison_table(comparisons, reference, grid), name=slug(title), title=title)
-    return Findings([f"{title} {verdict(comparisons, reference)}"], [table], comparisons=comparisons)
+    return Findings([f"{title} {verdict(comparisons, reference)}"], [table], families=[comparisons])
 
 
 def verdict(comparisons: Sequence[Comparison], reference: str) -> str:

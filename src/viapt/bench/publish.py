@@ -73,7 +73,7 @@ def write_report(
         "tables": tables,
         "figures": figures,
         "notes": suite_notes(grid, protocol or {}, records)
-        + caveats(grid, comparisons, ranking)
+        + caveats(grid, [comparisons], ranking)
         + ([f"{left_out} scores of other parts than {part} are left out."] if left_out else []),
         "facts": {name: in_words(value) for name, value in (protocol or {}).items()},
     }

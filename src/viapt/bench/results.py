@@ -79,12 +79,15 @@ def write_page(experiment: Experiment, path: Path) -> Path:
     try:
         values = contents(experiment, protocol, records, load_failures(path), path)
     except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} holds records without {error}", expected="records of this experiment, by this version of viapt"
-        ) from error
+        raise incomplete(path, error) from error
     write_pictures(values["figures"], path.parent / "pictures")
     write_text(page, "experiment.md", values)
     return page
+
+
+def incomplete(path: Path, error: Exception) -> ArtifactError:
+    """Records lack something."""
+    return ArtifactError(f"{path} holds records without {error}", expected="records by this version of viapt")
 
 
 def contents(
@@ -104,18 +107,8 @@ def contents(
         notes.append(
             f"The records hold others, too, that the experiment does not have (any more): {', '.join(others)}."
         )
-    tasks = sorted({record["task"] for record in own})
-    seeds = sorted({record["seed"] for record in final})
-    facts: dict[str, Any] = {
-        "runs": f"{len(own)}, {hours(own):.2f} hours of compute (wall time of all jobs)",
-        "made by": command(experiment, protocol, tasks, seeds),
-        "page made again by": f"viapt bench {experiment.name} --from docs/results/{path.name}",
-        "seeds": ", ".join(map(str, seeds)),
-        "devices": "; ".join(sorted({record["device"] for record in own})),
-        "viapt": ", ".join(sorted({record["viapt"] for record in own})),
-        "code": ", ".join(sorted({record["job"]["code"].partition("-")[0] for record in own})),
-        "libraries": "; ".join(sorted({in_words(record["job"]["versions"]) for record in own})),
-    }
+    again = {"page made again by": f"viapt bench {experiment.name} --from docs/results/{path.name}"}
+    facts = run_facts(protocol, own, experiment) | again
     return {
         "title": experiment.title,
         "question": experiment.question,
@@ -128,6 +121,26 @@ def contents(
         "facts": facts | {name: in_words(value) for name, value in protocol.to_dict().items()},
         "marks": (OPEN, CLOSE),
     }
+
+
+def run_facts(protocol: Protocol, records: Sequence[Record], experiment: Experiment | None = None) -> dict[str, Any]:
+    """How records were made: command, hours, seeds, devices, code, libraries. Hashes have tables of their own."""
+    tasks, seeds = tasks_and_seeds(records)
+    return {
+        "runs": f"{len(records)}, {hours(records):.2f} hours of compute (wall time of all jobs)",
+        "made by": command(experiment, protocol, tasks, seeds) + methods_of(experiment, records),
+        "seeds": ", ".join(map(str, seeds)),
+        "devices": "; ".join(sorted({record["device"] for record in records})),
+        "viapt": ", ".join(sorted({record["viapt"] for record in records})),
+        "code": ", ".join(sorted({record["job"]["code"].partition("-")[0] for record in records})),
+        "libraries": "; ".join(sorted({in_words(record["job"]["versions"]) for record in records})),
+    }
+
+
+def tasks_and_seeds(records: Sequence[Record]) -> tuple[list[str], list[int]]:
+    """Of the trainings that count, in order."""
+    tasks = sorted({record["task"] for record in records})
+    return tasks, sorted({record["seed"] for record in records if record["trial"] == FINAL})
 
 
 def hours(records: Sequence[Record]) -> float:
@@ -194,11 +207,10 @@ def write_index(results: Path) -> Path:
             continue
         protocol, records = load_records(path)
         runs |= {record["key"]: record for record in records}
-        page = f"[{stem}]({stem}.md)" if path.with_suffix(".md").exists() else stem
+        pages = [name for name in (f"{stem}.md", f"{stem}/report.md") if (results / name).exists()]
+        page = f"[{stem}]({pages[0]})" if pages else stem
         rows.append(f"| {page} | {question} | {len(records)} | {hours(records):.2f} | [records]({path.name}) |")
-        tasks = sorted({record["task"] for record in records})
-        seeds = sorted({record["seed"] for record in records if record["trial"] == FINAL})
-        commands.append(command(experiment, protocol, tasks, seeds) + methods_of(experiment, records))
+        commands.append(command(experiment, protocol, *tasks_and_seeds(records)) + methods_of(experiment, records))
         if experiment:
             commands.append(f"viapt bench {stem} --from {path.name} --results .  # the page alone")
         else:

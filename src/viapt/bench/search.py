@@ -25,10 +25,8 @@ from viapt.methods.base import arguments
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-DEFAULT_SPACE: dict[str, Any] = {
-    "lr": {"low": 5e-4, "high": 5e-2, "log": True},
-    "weight_decay": {"low": 1e-4, "high": 1e-1, "log": True},
-}
+AROUND = 10.0  # a method's own learning rate is divided and multiplied by it for the ends of the default range
+WEIGHT_DECAY = {"low": 1e-4, "high": 1e-1, "log": True}
 MAX_CORNERS = 1024
 
 Space = Mapping[str, Mapping[str, Any]]
@@ -41,11 +39,17 @@ def space_of(entrant: Entrant, protocol: Protocol) -> dict[str, Mapping[str, Any
         return {}
     known = [*TRAINING, *arguments(method_class(entrant.method))]
     found = {}
-    for name, values in (protocol.space or DEFAULT_SPACE).items():
+    for name, values in (protocol.space or default_space(entrant.method)).items():
         method, _, setting = name.rpartition(".")
         if method in ("", entrant.method) and setting in known:
             found[setting] = values
     return found
+
+
+def default_space(method: str) -> dict[str, Any]:
+    """Of the two settings that every training has; a rate that is usual for prompts ruins a backbone that is tuned."""
+    rate = method_class(method).learning_rate
+    return {"lr": {"low": rate / AROUND, "high": rate * AROUND, "log": True}, "weight_decay": WEIGHT_DECAY}
 
 
 def check_space(space: Space) -> None:

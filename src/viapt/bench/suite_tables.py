@@ -1,4 +1,4 @@
-"""What a report of a suite has besides: means as publications have them, what was published, and on which data."""
+"""What a report says of its data; of a suite, means as publications have them, and what was published."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ Records = Sequence[dict[str, Any]]
 
 
 def suite_tables(grid: Grid, protocol: Mapping[str, Any], records: Records) -> list[Table]:
-    """Tables of a suite; none for packaged tasks."""
+    """On which data the scores were made; of a suite, its means and what others published."""
     suite = protocol.get("suite")
-    if not suite:
-        return []
     final = [record for record in records if record["trial"] == FINAL]
     data = [data_table(final)] if final else []
-    return [means_table(grid, suite), *data, published_table(suite["suite"])]
+    return [means_table(grid, suite), *data, published_table(suite["suite"])] if suite else data
 
 
 def suite_notes(grid: Grid, protocol: Mapping[str, Any], records: Records) -> list[str]:

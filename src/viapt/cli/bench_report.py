@@ -17,8 +17,13 @@ def report(
     """Write report.md, report.html, and tables as CSV and LaTeX: means, paired tests, ranks, cost."""
     from viapt.bench.publish import write_report
     from viapt.bench.records import load_records, scores_of, stored_records
+    from viapt.bench.results import incomplete, run_facts
 
     protocol, records = stored_records(source) if source.is_dir() else load_records(source)
     scores = scores_of(protocol, records)
-    for path in write_report(scores, out, reference, protocol.to_dict(), part=part, records=records):
+    try:
+        facts = run_facts(protocol, records) | protocol.to_dict()
+    except (KeyError, TypeError) as error:
+        raise incomplete(source, error) from error
+    for path in write_report(scores, out, reference, facts, part=part, records=records):
         print(path)
