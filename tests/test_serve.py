@@ -134,6 +134,36 @@ def test_adapters_that_must_not_be_loaded(adapters: dict[str, Path], folder: Pat
     serve(adapters, scenario, roots=[root])
 
 
+def test_tasks_are_bounded(adapters: dict[str, Path]) -> None:
+    async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
+        load = {"directory": "deep"}
+        assert (await client.put("/v1/tasks/second", json=load)).status_code == 200
+        error = refused(await client.put("/v1/tasks/third", json=load), 409, "too_many_tasks")
+        assert "2 tasks" in error["message"] and "at most 2" in error["expected"]
+        assert (await client.put("/v1/tasks/second", json=load | {"replace": True})).status_code == 200
+        assert (await client.delete("/v1/tasks/second")).status_code == 200
+        assert (await client.put("/v1/tasks/third", json=load)).status_code == 200
+
+    serve({"first": adapters["deep"]}, scenario, Limits(tasks=2), roots=[adapters["deep"].parent])
+
+
+def test_loading_that_waits_holds_nobody_up(adapters: dict[str, Path]) -> None:
+    """More changes at the same time than there are threads for uploads."""
+
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        with app.state.service.tasks.changing:
+            changes = [
+                asyncio.create_task(client.put(f"/v1/tasks/t{k}", json={"directory": "deep"})) for k in range(50)
+            ]
+            await asyncio.sleep(0.1)
+            large = picture(1) + bytes(2 * 2**20)  # one that is kept in a file, which threads read
+            response = await asyncio.wait_for(client.post("/v1/classify", **upload(large, tasks="deep")), 60)
+            assert response.status_code == 200
+        assert {(await change).status_code for change in changes} == {200}
+
+    serve(adapters, scenario, roots=[adapters["deep"].parent])
+
+
 def test_without_roots_nothing_is_loaded(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
         refused(await client.put("/v1/tasks/new", json={"directory": "deep"}), 403, "loading_is_off")

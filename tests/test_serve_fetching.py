@@ -25,6 +25,7 @@ PRIVATE = [
     *("169.254.169.254", "192.0.0.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
     *("::", "::1", "fe80::1", "fe80::1%1", "fc00::1", "fd12::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1"),
     *("64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::", "2002:a00:1::", "2001:db8::1", "", "localhost", "1"),
+    *("fec0::1", "64:ff9b:1::7f00:1", "::127.0.0.1", "::1.1.1.1", "3fff::1", "100::1", "5f00::1", "2001:0:a00:1::1"),
 ]
 PUBLIC = ["1.1.1.1", "93.184.215.14", "172.32.0.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
 
@@ -149,6 +150,8 @@ def test_one_private_address_among_those_of_a_host_is_enough_to_refuse_it() -> N
             "http://user:secret@pictures.test/",
             "http://pictures.test/" + "x" * 3000,
             "http://[::1",
+            "http://xn--/",
+            "http://xn--ls8h.test/a.png",
             "http://a:99999999/",
         ),
     ],
@@ -165,6 +168,7 @@ def test_what_is_no_address_of_an_image(url: str) -> None:
         ("http://private.test/", "address_refused"),
         ("http://127.0.0.2/", "address_refused"),
         ("file:///etc/passwd", "address_refused"),
+        ("http://xn--ls8h.test/", "unreachable_image"),
         ("/loop", "unreachable_image"),
         ("http://nowhere.test/", "unreachable_image"),
     ],
@@ -247,3 +251,30 @@ def test_classifying_by_address(tmp_path: Path) -> None:
 
     serve({"probe": tmp_path / "probe"}, allowed, Limits(images=2), fetcher=fetcher(here))
     serve({"probe": tmp_path / "probe"}, forbidden)
+
+
+def test_others_are_answered_while_an_address_dawdles(tmp_path: Path) -> None:
+    """Rows are taken on when the pictures are there; what could never be taken on is not fetched."""
+    fitted(tiny_vit()).save_pretrained(tmp_path / "paper")
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await answer.wait()
+        writer.write(reply(picture(1)))
+        await writer.drain()
+
+    async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
+        async with listening(slow) as port:
+            data = {"urls": [f"http://pictures.test:{port}/"], "policy": "multi", "rounds": "4"}
+            waiting = asyncio.create_task(client.post("/v1/classify", data=data))
+            await asked.wait()
+            assert (await client.post("/v1/classify", **upload(picture(2)))).status_code == 200
+            asked.clear()
+            too_many = await client.post("/v1/classify", data=data | {"rounds": "5"})
+            assert too_many.json()["error"]["code"] == "too_many_rows" and not asked.is_set()
+            answer.set()
+            assert (await waiting).status_code == 200
+
+    serve({"paper": tmp_path / "paper"}, scenario, Limits(queue=4), fetcher=fetcher(here))

@@ -27,6 +27,7 @@ from serve_cases import (
     upload,
     write_tasks,
 )
+from viapt.errors import DataError
 from viapt.serve.limits import Limits
 from viapt.serve.pace import Pace, efficient_pace, efficient_rows, seconds_per_row
 from viapt.testing.subject import tiny_vit
@@ -100,6 +101,30 @@ def test_a_picture_is_computed_once_for_all_tasks_without_prompts(adapters: dict
         assert rows == "viapt_batch_rows_sum 4.0"
 
     serve(adapters, scenario, Limits(rows=1), roots=[adapters["probe"].parent])
+
+
+def test_attention_leaves_passes_to_others(adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many that look, one is in the threads of passes at a time."""
+    begun, end = threading.Semaphore(0), threading.Event()
+
+    def attend(*_: Any) -> Any:
+        begun.release()
+        assert end.wait(60)
+        raise DataError("no attention")
+
+    monkeypatch.setattr("viapt.serve.service.attend", attend)
+
+    async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
+        files = {"image": ("x", picture())}
+        looks = [asyncio.create_task(client.post("/v1/attention", files=files, data={"task": "deep"})) for _ in "abc"]
+        await asyncio.to_thread(begun.acquire)
+        await asyncio.wait_for(sound(client, adapters), 60)  # by the other thread
+        assert not begun.acquire(blocking=False)
+        end.set()
+        for look in looks:
+            refused(await look, 422, "unreadable_image")
+
+    serve(adapters, scenario, Limits(passes=2))
 
 
 def test_a_request_is_shared_by_passes_at_the_same_time(adapters: dict[str, Path]) -> None:

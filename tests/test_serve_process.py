@@ -148,14 +148,14 @@ def test_options_are_limits(folder: Path, capsys: pytest.CaptureFixture[str], mo
         monkeypatch.setattr(f"viapt.serve.server.{name}", lambda *_: None)
     options = {
         "wait-ms": 7, "rows": 3, "passes": 2, "queue": 40, "timeout": 11.0, "upload-timeout": 13.5, "max-requests": 5,
-        "max-rounds": 6, "max-images": 4, "max-mib": 2, "max-megapixels": 1.5,
+        "max-tasks": 9, "max-rounds": 6, "max-images": 4, "max-mib": 2, "max-megapixels": 1.5,
     }  # fmt: skip
     given = [word for name, value in options.items() for word in (f"--{name}", value)]
     assert run(capsys, "serve", folder / "adapters", *given)[0] == 0
     (config,) = configs
     found: Any = config.app
     assert found.state.service.limits == Limits(
-        wait=0.007, rows=3, passes=2, queue=40, timeout=11.0, upload=13.5, requests=5, rounds=6, images=4,
+        wait=0.007, rows=3, passes=2, queue=40, timeout=11.0, upload=13.5, requests=5, tasks=9, rounds=6, images=4,
         request_bytes=2 * 2**20, pixels=1_500_000,
     )  # fmt: skip
     assert config.timeout_graceful_shutdown == 30

@@ -54,6 +54,7 @@ def serve(
     max_requests: Annotated[
         int, typer.Option(help="That upload or wait at the same time; others are turned away unread.")
     ] = 64,
+    max_tasks: Annotated[int, typer.Option(help="That are loaded; beyond them none is loaded at run time.")] = 1000,
     max_rounds: Annotated[int, typer.Option(help="Of the policy multi.")] = 32,
     max_images: Annotated[int, typer.Option(help="In one request.")] = 32,
     max_mib: Annotated[int, typer.Option(help="Of one request, in MiB.")] = 32,
@@ -84,6 +85,7 @@ def serve(
         timeout=timeout,
         upload=upload_timeout,
         requests=max_requests,
+        tasks=max_tasks,
         rounds=max_rounds,
         images=max_images,
         request_bytes=max_mib * 2**20,

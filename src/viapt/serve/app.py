@@ -40,7 +40,7 @@ T = TypeVar("T")
 LARGEST_SEED = 2**63  # a schema says it as a float, which this is exactly
 Name = Annotated[str, InPath(pattern=r"^[^/\x00-\x1f]{1,100}$", description="Of the task.")]
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503, 504)
+    code: {"model": ErrorBody} for code in (400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 500, 503, 504)
 }
 
 TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -86,6 +86,7 @@ def create_app(
             await teacher.close()
         await service.batcher.stop()
         service.decoders.shutdown(wait=True)
+        service.loader.shutdown(wait=True)
 
     app = FastAPI(
         title="viapt", version=version("viapt"), lifespan=lifespan, responses=ERRORS, docs_url=None, redoc_url=None
@@ -172,14 +173,14 @@ def add_tasks(app: FastAPI, service: Service) -> None:
         )
 
     @app.put("/v1/tasks/{name}", response_model=TaskInfo)
-    def load_task(name: Name, request: LoadRequest) -> TaskInfo:
-        """Load an adapter as a task; everything else goes on meanwhile."""
-        return service.load(name, request)
+    async def load_task(name: Name, request: LoadRequest) -> TaskInfo:
+        """Load an adapter as a task, one after the other; everything else goes on meanwhile."""
+        return await service.load(name, request)
 
     @app.delete("/v1/tasks/{name}", response_model=TaskInfo)
-    def unload_task(name: Name) -> TaskInfo:
+    async def unload_task(name: Name) -> TaskInfo:
         """Unload a task; requests that have begun still get its answers."""
-        return service.unload(name)
+        return await service.unload(name)
 
 
 async def in_time(answers: Coroutine[Any, Any, T], request: Request, seconds: float) -> T:

@@ -90,11 +90,11 @@ class Batcher:
         """Whether jobs are computed."""
         return bool(self.loops) and not any(loop.done() for loop in self.loops)
 
-    def admit(self, rows: int) -> None:
-        """Take so many rows on; `release` gives them up again.
+    def check(self, rows: int) -> None:
+        """Refuse what can never be admitted.
 
         Raises:
-            Problem: there are too many already (429), or these alone are more than there can ever be (413).
+            Problem: 413.
         """
         if rows > self.limits.queue:
             raise Problem(
@@ -104,6 +104,14 @@ class Batcher:
                 expected=f"at most {self.limits.queue}",
                 remedy="send fewer images at a time, choose tasks, or ask for fewer rounds",
             )
+
+    def admit(self, rows: int) -> None:
+        """Take so many rows on; `release` gives them up again.
+
+        Raises:
+            Problem: there are too many already (429), or these alone are more than there can ever be (413).
+        """
+        self.check(rows)
         if self.admitted + rows > self.limits.queue:
             raise Problem(
                 429,

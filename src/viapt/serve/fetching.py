@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Network, ip_address
 
 import httpx
 
@@ -20,6 +20,8 @@ REDIRECTIONS = 3
 LONGEST = 2048  # characters of an address
 MOVED = (301, 302, 303, 307, 308)
 TRANSLATED = IPv6Network("64:ff9b::/96")  # stands for IPv4 addresses behind a gateway
+UNICAST = IPv6Network("2000::/3")  # where all of the internet's own addresses are, so far
+DOCUMENTS = IPv6Network("3fff::/20")  # of examples in texts, which older Pythons do not know
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -37,18 +39,15 @@ async def resolve(host: str, port: int) -> list[str]:
 def is_public(address: str) -> bool:
     """Whether an address is one of the internet's, those included that an IPv6 address carries inside."""
     try:
-        ip: IPv4Address | IPv6Address | None = ip_address(address)
+        ip = ip_address(address)
     except ValueError:
         return False
-    if isinstance(ip, IPv6Address):
-        carried = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in TRANSLATED:
-            carried.append(IPv4Address(int(ip) & 0xFFFFFFFF))
-        if any(inner is not None and not is_public(str(inner)) for inner in carried):
-            return False
-        if ip.ipv4_mapped is not None:
-            return True
-    return ip.is_global and not ip.is_multicast
+    if isinstance(ip, IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    if ip.ipv4_mapped is not None or ip in TRANSLATED:
+        return is_public(str(IPv4Address(int(ip) & 0xFFFFFFFF)))
+    carried = [inner for inner in (ip.sixtofour, *(ip.teredo or ())) if inner is not None]
+    return ip.is_global and ip in UNICAST and ip not in DOCUMENTS and all(is_public(str(inner)) for inner in carried)
 
 
 class Fetcher:
@@ -108,7 +107,7 @@ class Fetcher:
                 client.stream("GET", pinned, headers=headers, extensions=extensions) as response,
             ):
                 if response.status_code in MOVED and "location" in response.headers:
-                    return parsed(url, str(where.join(response.headers["location"])))
+                    return parsed(url, response.headers["location"], where)
                 if response.status_code != 200:
                     raise unreachable(url, f"answers {response.status_code}")
                 if response.headers.get("content-encoding", "identity") != "identity":
@@ -124,7 +123,7 @@ class Fetcher:
                             expected=f"at most {self.size:,} bytes in a request",
                         )
                 return bytes(body)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last of a name that it moves to
             raise unreachable(url, f"does not answer ({type(error).__name__})") from error
 
     async def checked(self, url: str, where: httpx.URL) -> str:
@@ -141,17 +140,21 @@ class Fetcher:
         return addresses[0]
 
 
-def parsed(url: str, text: str) -> httpx.URL:
-    """An address, checked as far as it can be without asking anybody.
+def parsed(url: str, text: str, base: httpx.URL | None = None) -> httpx.URL:
+    """An address, which `url` led to, checked as far as it can be without asking anybody.
+
+    Args:
+        base: what it is relative to.
 
     Raises:
         Problem: it is none, or of another scheme, or carries a password.
     """
     try:
-        where = httpx.URL(text)
+        where = httpx.URL(text) if base is None else base.join(text)
+        text, host = str(where), where.host  # of punycode that stands for nothing, an error here
     except (httpx.InvalidURL, ValueError) as error:
         raise refused(url) from error
-    sound = where.scheme in ("http", "https") and where.host and not where.userinfo and (where.port or 1) < 2**16
+    sound = where.scheme in ("http", "https") and host and not where.userinfo and (where.port or 1) < 2**16
     if len(text) > LONGEST or not sound:
         raise refused(url)
     return where

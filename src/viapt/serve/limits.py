@@ -25,6 +25,7 @@ class Limits:
         rounds: of the policy `multi`.
         upload: seconds until a request's body has arrived.
         timeout: seconds until its answer is there.
+    tasks: that are loaded, until no more are at run time.
         photos: that a task is taught with, of all classes together.
         classes: of a task that is taught.
         epochs: of a fit.
@@ -46,6 +47,7 @@ class Limits:
     rounds: int = 32
     upload: float = 20.0
     timeout: float = 30.0
+    tasks: int = 1000
     photos: int = 400
     classes: int = 50
     epochs: int = 200

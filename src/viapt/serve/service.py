@@ -47,6 +47,8 @@ class Service:
         self.metrics = Metrics(replica)
         self.batcher = Batcher(tasks, limits, self.metrics)
         self.decoders = ThreadPoolExecutor(DECODERS, "viapt-decoding", torch.set_num_threads, (1,))
+        self.loader = ThreadPoolExecutor(1, "viapt-loading", torch.set_num_threads, (1,))
+        self.looking = asyncio.Lock()  # one at a time, so that a pass waits for one of them at most
         self.transform = eval_transform(tasks.backbone.preprocessing)
 
     async def classify(
@@ -61,9 +63,11 @@ class Service:
             raise Problem(422, "too_many_rounds", f"{asked.rounds} rounds", expected=f"at most {self.limits.rounds}")
         passes = sum(asked.rounds if samples(models[name]) and asked.policy == "multi" else 1 for name in names)
         rows = passes * len(titles)
+        self.batcher.check(rows)
+        fetched = await self.fetch(urls)  # before rows are taken on: others' are computed meanwhile
         self.batcher.admit(rows)
         try:
-            batch = await self.decode_all([*images, *await self.fetch(urls)], titles)
+            batch = await self.decode_all([*images, *fetched], titles)
             questions = [asked._replace(task=name, image=k) for k in range(len(titles)) for name in names]
             outcomes = await self.batcher.ask(batch, questions, models)
         finally:
@@ -108,7 +112,8 @@ class Service:
         self.batcher.admit(1)
         try:
             work = partial(attend, self.tasks, model, self.transform, data, title(image, 0), self.limits.pixels)
-            return await asyncio.get_running_loop().run_in_executor(self.batcher.threads, work)
+            async with self.looking:
+                return await asyncio.get_running_loop().run_in_executor(self.batcher.threads, work)
         except DataError as error:
             raise from_error(422, "unreadable_image", error) from error
         finally:
@@ -152,10 +157,23 @@ class Service:
         except DataError as error:
             raise from_error(422, "unreadable_image", error) from error
 
-    def load(self, name: str, request: LoadRequest) -> TaskInfo:
-        """A task from an adapter below one of the roots."""
+    async def load(self, name: str, request: LoadRequest) -> TaskInfo:
+        """A task from an adapter below one of the roots, in its turn among all changes."""
+        return await asyncio.get_running_loop().run_in_executor(self.loader, self.load_now, name, request)
+
+    async def unload(self, name: str) -> TaskInfo:
+        """Forget a task, likewise."""
+        return await asyncio.get_running_loop().run_in_executor(self.loader, self.unload_now, name)
+
+    def load_now(self, name: str, request: LoadRequest) -> TaskInfo:
+        """In the thread that loads."""
         if name in self.tasks and not request.replace:
             raise Problem(409, "task_exists", f"There is a task {name!r} already", remedy='"replace": true')
+        if name not in self.tasks and len(self.tasks) >= self.limits.tasks:
+            found = f"{len(self.tasks)} tasks are loaded"
+            raise Problem(
+                409, "too_many_tasks", found, expected=f"at most {self.limits.tasks}", remedy="DELETE /v1/tasks/NAME"
+            )
         folder = below(self.roots, request.directory)
         try:
             model = self.tasks.add(name, folder, replace=request.replace)
@@ -165,14 +183,14 @@ class Service:
             self.teacher.forget(name)
         return self.info(name, model)
 
-    def unload(self, name: str) -> TaskInfo:
-        """Forget a task."""
+    def unload_now(self, name: str) -> TaskInfo:
+        """In the thread that loads."""
         if self.replica is not None:
             raise Problem(403, "loading_is_off", "Tasks are not unloaded at run time here", expected="one process")
         model = self.tasks.models[chosen(self.tasks.models, [name])[0]]
         try:
             self.tasks.remove(name)
-        except ConfigError as error:  # somebody else was faster
+        except ConfigError as error:  # whoever made the application may change its tasks, too
             raise from_error(404, "unknown_task", error) from error
         return self.info(name, model)
 
