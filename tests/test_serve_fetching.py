@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
 
 from artifact_cases import fitted
 from serve_cases import picture, serve, upload
@@ -160,6 +162,18 @@ def test_what_is_no_address_of_an_image(url: str) -> None:
     with pytest.raises(Problem) as refused:
         asyncio.run(fetcher(here).fetch([url]))
     failing(refused.value, 422, "address_refused")
+
+
+@given(st.text() | st.text().map("http://{}".format) | st.text("xn-ab8.", min_size=1).map("http://xn--{}/".format))
+def test_any_text_is_an_address_or_refused(text: str) -> None:
+    """Where one leads is not asked: nobody has an address here."""
+
+    async def nowhere(host: str, _: int) -> list[str]:
+        raise OSError(host)
+
+    with pytest.raises(Problem) as found:
+        asyncio.run(Fetcher(1000, 30.0, nowhere).fetch([text]))
+    assert (found.value.status_code, found.value.code) in [(422, "address_refused"), (422, "unreachable_image")]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from serve_cases import picture
 from viapt.create import create_backbone, create_model
 from viapt.multitask import MultiTask
 from viapt.serve.app import create_app
+from viapt.serve.fetching import Fetcher
 from viapt.serve.lesson import RUN
 from viapt.serve.limits import Limits
 from viapt.serve.teaching import Lesson, Teacher
@@ -65,7 +66,12 @@ def app(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FastAP
     """
     monkeypatch.setattr("viapt.serve.app.Teacher", Quick)
     tasks = MultiTask(f"local-dir:{folder}", {"a": folder / "a"})
-    return create_app(tasks, roots=[folder], teach=tmp_path, limits=Limits(passes=2))
+
+    async def nowhere(host: str, _: int) -> list[str]:
+        raise OSError(host)
+
+    fetcher = Fetcher(1000, 1.0, nowhere)
+    return create_app(tasks, roots=[folder], teach=tmp_path, limits=Limits(passes=2), fetcher=fetcher)
 
 
 def operations(app: FastAPI) -> list[Any]:
