@@ -78,15 +78,22 @@ def tiny_backbones() -> dict[str, Callable[[], Backbone]]:
         "average": {"class_token": False, "global_pool": "avg", "fc_norm": True, "img_size": (16, 32)},
     }
     rope: dict[str, Any] = {"use_rot_pos_emb": True, "swiglu_mlp": True}
-    mixed: dict[str, Any] = {
-        "use_rot_pos_emb": True,
-        "use_abs_pos_emb": False,
-        "rope_type": "mixed",
-        "attn_type": "rope",
-    }
+    rotary: dict[str, Any] = {"use_rot_pos_emb": True, "use_abs_pos_emb": False}
+    mixed = rotary | {"rope_type": "mixed", "attn_type": "rope"}
     biased: dict[str, Any] = {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "init_values": 0.1}
     others: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
         "eva02": (Eva, rope),
+        "dinov3": (
+            Eva,
+            rotary
+            | {
+                "rope_type": "dinov3",
+                "num_reg_tokens": 2,
+                "rope_rotate_half": True,
+                "qkv_bias": False,
+                "init_values": 1e-5,
+            },
+        ),
         "rope": (Eva, mixed | {"num_reg_tokens": 2, "init_values": 0.1, "global_pool": "token"}),
         "beit": (Beit, biased),
         "swin": (SwinTransformer, {"patch_size": 4, "depths": (2, 1), "num_heads": (2, 4), "window_size": 4}),
