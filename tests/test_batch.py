@@ -135,7 +135,7 @@ def test_what_was_done_is_not_done_again(job, engine, photos, tmp_path, monkeypa
     predict_to_file(job, images_in(photos), whole, engine, part_images=PART)
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(job, images_in(photos), out, Stopped(engine.model, engine.options), part_images=PART)
-    assert not out.exists() and len(list(Parts(out, job).folder.glob("0*.parquet"))) == 2
+    assert not out.exists() and len(list(Parts(out, job).folder.glob("0*.part"))) == 2
     seen, read = [], rows.Reference.read
     monkeypatch.setattr(rows.Reference, "read", lambda self: seen.append(self.name) or read(self))
     told: list[int] = []
@@ -221,11 +221,11 @@ def test_killed_in_the_middle_the_same_command_goes_on(adapter, photos, tmp_path
     )
     folder = out.with_name("p.parquet.parts")
     with subprocess.Popen([sys.executable, "-c", slow], env=os.environ) as process:
-        while not list(folder.glob("0*.parquet")):
+        while not list(folder.glob("0*.part")):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    done = len(list(folder.glob("0*.parquet")))
+    done = len(list(folder.glob("0*.part")))
     assert process.returncode == -signal.SIGKILL and 1 <= done < COUNT // 2 and not out.exists()
     assert run(*arguments) == 3
     assert run("predict", adapter, photos, "--out", tmp_path / "q.parquet", "--part", "2", "--batch-size", "2") == 3
@@ -285,14 +285,14 @@ def test_killed_in_the_middle_the_same_command_goes_on_and_gives_the_same_file(a
     on_ray = [sys.executable, "-m", "viapt", *command(adapter, photos, there), "--engine", "ray"]
     process = subprocess.Popen(on_ray, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
     parts = tmp_path / "there.parquet.parts"
-    while not list(parts.glob("0*.parquet")):
+    while not list(parts.glob("0*.part")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     cluster = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
     psutil.wait_procs(cluster)
-    done = len(list(parts.glob("0*.parquet")))
+    done = len(list(parts.glob("0*.part")))
     assert 0 < done < COUNT // 4 and not there.exists()
     again = subprocess.run(on_ray, env=os.environ, capture_output=True, text=True)
     assert again.returncode == 3 and f"{4 * done} images were done before" in again.stderr, again.stderr

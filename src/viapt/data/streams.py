@@ -7,10 +7,12 @@ that sees the file can read it, in any order.
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
+import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -78,6 +80,22 @@ def references(arguments: Iterable[str]) -> Iterator[Reference]:
                 yield reference
         if not found:
             raise DataError(f"no images in {argument}", expected=EXPECTED)
+
+
+def fingerprint(images: Sequence[Reference]) -> bytes:
+    """SHA-256 of what can be known of images without reading them: names, places, sizes and times of change."""
+    stamps = {path: stamp(path) for path in {image.path for image in images}}
+    known = [[image.name, image.start, image.size, *stamps[image.path]] for image in images]
+    return hashlib.sha256(json.dumps(known).encode()).digest()
+
+
+def stamp(path: str) -> list[int]:
+    """Size of a file and time of its last change; nothing if it is not there."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 def files_of(argument: str, wanted: Callable[[Path], bool] = looks_like_image) -> Iterator[Path]:
