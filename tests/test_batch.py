@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +33,8 @@ from viapt.batch.rows import Job
 from viapt.cli import main
 from viapt.cli.batch import open_again
 from viapt.cli.use import open_model
-from viapt.data.streams import references
-from viapt.errors import ConfigError, DataError
+from viapt.data.streams import fingerprint, references
+from viapt.errors import ArtifactError, ConfigError, DataError
 
 COUNT, PART = 20, 6
 ON_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
@@ -130,11 +131,16 @@ class Stopped(LocalEngine):
             yield number, made
 
 
+def stop_early(job: Job, engine: LocalEngine, photos: Path, out: Path) -> None:
+    """Leave the first two parts."""
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(job, images_in(photos), out, Stopped(engine.model, engine.options), part_images=PART)
+
+
 def test_what_was_done_is_not_done_again(job, engine, photos, tmp_path, monkeypatch):
     out, whole = tmp_path / "p.parquet", tmp_path / "whole.parquet"
     predict_to_file(job, images_in(photos), whole, engine, part_images=PART)
-    with pytest.raises(KeyboardInterrupt):
-        predict_to_file(job, images_in(photos), out, Stopped(engine.model, engine.options), part_images=PART)
+    stop_early(job, engine, photos, out)
     assert not out.exists() and len(list(Parts(out, job).folder.glob("0*.part"))) == 2
     seen, read = [], rows.Reference.read
     monkeypatch.setattr(rows.Reference, "read", lambda self: seen.append(self.name) or read(self))
@@ -148,18 +154,84 @@ def test_what_was_done_is_not_done_again(job, engine, photos, tmp_path, monkeypa
 
 
 def test_a_damaged_part_is_made_again(job, engine, photos, tmp_path):
-    out = tmp_path / "p.parquet"
-    with pytest.raises(KeyboardInterrupt):
-        predict_to_file(job, images_in(photos), out, Stopped(engine.model, engine.options), part_images=PART)
-    Parts(out, job).path(0).write_bytes(b"PAR1")
+    out, whole = tmp_path / "p.parquet", tmp_path / "whole.parquet"
+    predict_to_file(job, images_in(photos), whole, engine, part_images=PART)
+    stop_early(job, engine, photos, out)
+    part = Parts(out, job).path(0)
+    part.write_bytes(part.read_bytes()[:-1])
     written = predict_to_file(job, images_in(photos), out, engine, part_images=PART)
-    assert written.before == PART and len(content(out)) == COUNT
+    assert (written.before, written.again) == (PART, PART)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_no_damaged_part_is_taken_for_a_whole_one(job, engine, photos, tmp_path):
+    """Each of many bytes changed in turn, and the file cut at many places."""
+    parts, images = Parts(tmp_path / "p.parquet", job), list(images_in(photos)())
+    parts.folder.mkdir()
+    [(_, made)] = engine.run(job, [Part(0, images)], lambda _: None)
+    parts.write(0, fingerprint(images), made)
+    assert parts.has(0, images, fingerprint(images))
+    whole = parts.path(0).read_bytes()
+    places = range(0, len(whole), 7)
+    flipped = (whole[:k] + bytes([whole[k] ^ 1 << k % 8]) + whole[k + 1 :] for k in places)
+    for damaged in (*flipped, *(whole[:k] for k in places), whole + b"\0"):
+        parts.path(0).write_bytes(damaged)
+        assert not parts.has(0, images, fingerprint(images))
+        with pytest.raises(ArtifactError, match=r"00000000\.part is damaged.*makes this part again"):
+            parts.join(1)
+    assert not parts.out.exists()
+
+
+def test_images_that_changed_are_done_again(job, engine, photos, tmp_path):
+    mine, out = tmp_path / "photos", tmp_path / "p.parquet"
+    shutil.copytree(photos, mine)
+    stop_early(job, engine, mine, out)
+    shutil.copy(mine / "red" / "09.png", mine / "blue" / "01.png")
+    written = predict_to_file(job, images_in(mine), out, engine, part_images=PART)
+    assert (written.before, written.again) == (PART, PART)
+    found = content(out)
+    assert found[1]["probabilities"] == pytest.approx(found[-1]["probabilities"], abs=1e-6)
+    os.utime(mine / "red" / "00.png", (0, 0))
+    with pytest.raises(ConfigError, match="images that have changed since"):
+        predict_to_file(job, images_in(mine), out, engine, part_images=PART)
+
+
+def test_images_that_were_moved_are_found_by_a_link(job, engine, photos, tmp_path):
+    mine, out = tmp_path / "photos", tmp_path / "p.parquet"
+    shutil.copytree(photos, mine)
+    stop_early(job, engine, mine, out)
+    mine.rename(tmp_path / "elsewhere")
+    mine.symlink_to(tmp_path / "elsewhere")
+    assert predict_to_file(job, images_in(mine), out, engine, part_images=PART).before == 2 * PART
+
+
+def test_the_same_words_in_another_folder_mean_other_images(adapter, photos, tmp_path, monkeypatch, capsys):
+    """Same names, sizes and times: only the place tells them apart."""
+    for name in ("a", "b"):
+        shutil.copytree(photos, tmp_path / name / "photos")
+    arguments = ["predict", adapter, "photos", "--part", PART, "--out", tmp_path / "p.parquet"]
+    write = Parts.write
+
+    def stopping(parts: Parts, number: int, *kept: bytes) -> None:
+        write(parts, number, *kept)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path / "a")
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "write", stopping)
+        assert run(*arguments) == 130
+    for state in ("was begun by another command", "is not what this command writes"):
+        monkeypatch.chdir(tmp_path / "b")
+        assert run(*arguments) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert state in told and f"sources ['{tmp_path}/a/photos'] there, ['{tmp_path}/b/photos'] here" in told
+        monkeypatch.chdir(tmp_path / "a")
+        assert run(*arguments) == 3
 
 
 def test_other_images_other_jobs_and_other_files_are_refused(job, engine, photos, tmp_path):
     out = tmp_path / "p.parquet"
-    with pytest.raises(KeyboardInterrupt):
-        predict_to_file(job, images_in(photos), out, Stopped(engine.model, engine.options), part_images=PART)
+    stop_early(job, engine, photos, out)
     with pytest.raises(DataError, match="no longer those that part 0"):
         predict_to_file(job, images_in(photos / "red"), out, engine, part_images=PART)
     fewer = list(references([str(photos)]))[:PART]
