@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -22,10 +23,13 @@ import psutil
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from pyarrow import parquet
+from torch import Tensor
 
 import viapt
 from cli_cases import write_backbone, write_photos
+from viapt.backbones.base import Preprocessing
 from viapt.batch import divided, predict_to_file, rows
 from viapt.batch.engines import LocalEngine, Part, RayEngine, Worker, taken
 from viapt.batch.parts import Parts
@@ -280,6 +284,25 @@ def test_images_are_listed_as_they_are_needed(job, photos):
 
     parts = divided(endless(), 7)
     assert next(parts).number == 0 and next(parts).number == 1 and given == 14
+
+
+def test_few_decoded_images_are_held_at_a_time(job, engine, photos, monkeypatch):
+    """However large a part is: some decoded ahead, and those of a pass."""
+    monkeypatch.setattr(rows, "AHEAD", 6)
+    living, most, transform = weakref.WeakSet(), [], rows.eval_transform
+
+    def watched(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
+        def change(image: Image.Image) -> Tensor:
+            made = transform(preprocessing)(image)
+            living.add(made)
+            most.append(len(living))
+            return made
+
+        return change
+
+    monkeypatch.setattr(rows, "eval_transform", watched)
+    list(engine.run(job, [Part(0, list(images_in(photos)()) * 10)], lambda _: None))
+    assert len(most) > 100 and max(most) <= 2 * 6 + job.batch_size + 1
 
 
 def test_killed_in_the_middle_the_same_command_goes_on(adapter, photos, tmp_path):

@@ -187,7 +187,7 @@ def finished(out: Path, job: Job, fingerprints: Iterable[bytes]) -> bool:
         metadata = parquet.read_metadata(out).metadata or {}
         found = json.loads(metadata.get(METADATA, b"null"))
     except (pyarrow.ArrowException, OSError, ValueError):
-        found = None
+        metadata, found = {}, None
     if not isinstance(found, dict) or found.get("job") != job.key:
         other = f": {differences(found['job'], job.key)}" if isinstance(found, dict) and "job" in found else ""
         raise ConfigError(
