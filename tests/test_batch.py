@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -21,10 +23,13 @@ import psutil
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from pyarrow import parquet
+from torch import Tensor
 
 import viapt
 from cli_cases import write_backbone, write_photos
+from viapt.backbones.base import Preprocessing
 from viapt.batch import divided, predict_to_file, rows
 from viapt.batch.engines import LocalEngine, Part, RayEngine, Worker, taken
 from viapt.batch.parts import Parts
@@ -32,8 +37,8 @@ from viapt.batch.rows import Job
 from viapt.cli import main
 from viapt.cli.batch import open_again
 from viapt.cli.use import open_model
-from viapt.data.streams import references
-from viapt.errors import ConfigError, DataError
+from viapt.data.streams import fingerprint, references
+from viapt.errors import ArtifactError, ConfigError, DataError
 
 COUNT, PART = 20, 6
 ON_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
@@ -130,12 +135,17 @@ class Stopped(LocalEngine):
             yield number, made
 
 
+def stop_early(job: Job, engine: LocalEngine, photos: Path, out: Path) -> None:
+    """Leave the first two parts."""
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(job, images_in(photos), out, Stopped(engine.model, engine.options), part_images=PART)
+
+
 def test_what_was_done_is_not_done_again(job, engine, photos, tmp_path, monkeypatch):
     out, whole = tmp_path / "p.parquet", tmp_path / "whole.parquet"
     predict_to_file(job, images_in(photos), whole, engine, part_images=PART)
-    with pytest.raises(KeyboardInterrupt):
-        predict_to_file(job, images_in(photos), out, Stopped(engine.model, engine.options), part_images=PART)
-    assert not out.exists() and len(list(Parts(out, job).folder.glob("0*.parquet"))) == 2
+    stop_early(job, engine, photos, out)
+    assert not out.exists() and len(list(Parts(out, job).folder.glob("0*.part"))) == 2
     seen, read = [], rows.Reference.read
     monkeypatch.setattr(rows.Reference, "read", lambda self: seen.append(self.name) or read(self))
     told: list[int] = []
@@ -148,18 +158,84 @@ def test_what_was_done_is_not_done_again(job, engine, photos, tmp_path, monkeypa
 
 
 def test_a_damaged_part_is_made_again(job, engine, photos, tmp_path):
-    out = tmp_path / "p.parquet"
-    with pytest.raises(KeyboardInterrupt):
-        predict_to_file(job, images_in(photos), out, Stopped(engine.model, engine.options), part_images=PART)
-    Parts(out, job).path(0).write_bytes(b"PAR1")
+    out, whole = tmp_path / "p.parquet", tmp_path / "whole.parquet"
+    predict_to_file(job, images_in(photos), whole, engine, part_images=PART)
+    stop_early(job, engine, photos, out)
+    part = Parts(out, job).path(0)
+    part.write_bytes(part.read_bytes()[:-1])
     written = predict_to_file(job, images_in(photos), out, engine, part_images=PART)
-    assert written.before == PART and len(content(out)) == COUNT
+    assert (written.before, written.again) == (PART, PART)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_no_damaged_part_is_taken_for_a_whole_one(job, engine, photos, tmp_path):
+    """Each of many bytes changed in turn, and the file cut at many places."""
+    parts, images = Parts(tmp_path / "p.parquet", job), list(images_in(photos)())
+    parts.folder.mkdir()
+    [(_, made)] = engine.run(job, [Part(0, images)], lambda _: None)
+    parts.write(0, fingerprint(images), made)
+    assert parts.has(0, images, fingerprint(images))
+    whole = parts.path(0).read_bytes()
+    places = range(0, len(whole), 7)
+    flipped = (whole[:k] + bytes([whole[k] ^ 1 << k % 8]) + whole[k + 1 :] for k in places)
+    for damaged in (*flipped, *(whole[:k] for k in places), whole + b"\0"):
+        parts.path(0).write_bytes(damaged)
+        assert not parts.has(0, images, fingerprint(images))
+        with pytest.raises(ArtifactError, match=r"00000000\.part is damaged.*makes this part again"):
+            parts.join(1)
+    assert not parts.out.exists()
+
+
+def test_images_that_changed_are_done_again(job, engine, photos, tmp_path):
+    mine, out = tmp_path / "photos", tmp_path / "p.parquet"
+    shutil.copytree(photos, mine)
+    stop_early(job, engine, mine, out)
+    shutil.copy(mine / "red" / "09.png", mine / "blue" / "01.png")
+    written = predict_to_file(job, images_in(mine), out, engine, part_images=PART)
+    assert (written.before, written.again) == (PART, PART)
+    found = content(out)
+    assert found[1]["probabilities"] == pytest.approx(found[-1]["probabilities"], abs=1e-6)
+    os.utime(mine / "red" / "00.png", (0, 0))
+    with pytest.raises(ConfigError, match="images that have changed since"):
+        predict_to_file(job, images_in(mine), out, engine, part_images=PART)
+
+
+def test_images_that_were_moved_are_found_by_a_link(job, engine, photos, tmp_path):
+    mine, out = tmp_path / "photos", tmp_path / "p.parquet"
+    shutil.copytree(photos, mine)
+    stop_early(job, engine, mine, out)
+    mine.rename(tmp_path / "elsewhere")
+    mine.symlink_to(tmp_path / "elsewhere")
+    assert predict_to_file(job, images_in(mine), out, engine, part_images=PART).before == 2 * PART
+
+
+def test_the_same_words_in_another_folder_mean_other_images(adapter, photos, tmp_path, monkeypatch, capsys):
+    """Same names, sizes and times: only the place tells them apart."""
+    for name in ("a", "b"):
+        shutil.copytree(photos, tmp_path / name / "photos")
+    arguments = ["predict", adapter, "photos", "--part", PART, "--out", tmp_path / "p.parquet"]
+    write = Parts.write
+
+    def stopping(parts: Parts, number: int, *kept: bytes) -> None:
+        write(parts, number, *kept)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path / "a")
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "write", stopping)
+        assert run(*arguments) == 130
+    for state in ("was begun by another command", "is not what this command writes"):
+        monkeypatch.chdir(tmp_path / "b")
+        assert run(*arguments) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert state in told and f"sources ['{tmp_path}/a/photos'] there, ['{tmp_path}/b/photos'] here" in told
+        monkeypatch.chdir(tmp_path / "a")
+        assert run(*arguments) == 3
 
 
 def test_other_images_other_jobs_and_other_files_are_refused(job, engine, photos, tmp_path):
     out = tmp_path / "p.parquet"
-    with pytest.raises(KeyboardInterrupt):
-        predict_to_file(job, images_in(photos), out, Stopped(engine.model, engine.options), part_images=PART)
+    stop_early(job, engine, photos, out)
     with pytest.raises(DataError, match="no longer those that part 0"):
         predict_to_file(job, images_in(photos / "red"), out, engine, part_images=PART)
     fewer = list(references([str(photos)]))[:PART]
@@ -210,6 +286,25 @@ def test_images_are_listed_as_they_are_needed(job, photos):
     assert next(parts).number == 0 and next(parts).number == 1 and given == 14
 
 
+def test_few_decoded_images_are_held_at_a_time(job, engine, photos, monkeypatch):
+    """However large a part is: some decoded ahead, and those of a pass."""
+    monkeypatch.setattr(rows, "AHEAD", 6)
+    living, most, transform = weakref.WeakSet(), [], rows.eval_transform
+
+    def watched(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
+        def change(image: Image.Image) -> Tensor:
+            made = transform(preprocessing)(image)
+            living.add(made)
+            most.append(len(living))
+            return made
+
+        return change
+
+    monkeypatch.setattr(rows, "eval_transform", watched)
+    list(engine.run(job, [Part(0, list(images_in(photos)()) * 10)], lambda _: None))
+    assert len(most) > 100 and max(most) <= 2 * 6 + job.batch_size + 1
+
+
 def test_killed_in_the_middle_the_same_command_goes_on(adapter, photos, tmp_path):
     """SIGKILL, which no program can answer, as soon as the first part is there."""
     out = tmp_path / "p.parquet"
@@ -221,11 +316,11 @@ def test_killed_in_the_middle_the_same_command_goes_on(adapter, photos, tmp_path
     )
     folder = out.with_name("p.parquet.parts")
     with subprocess.Popen([sys.executable, "-c", slow], env=os.environ) as process:
-        while not list(folder.glob("0*.parquet")):
+        while not list(folder.glob("0*.part")):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    done = len(list(folder.glob("0*.parquet")))
+    done = len(list(folder.glob("0*.part")))
     assert process.returncode == -signal.SIGKILL and 1 <= done < COUNT // 2 and not out.exists()
     assert run(*arguments) == 3
     assert run("predict", adapter, photos, "--out", tmp_path / "q.parquet", "--part", "2", "--batch-size", "2") == 3
@@ -285,14 +380,14 @@ def test_killed_in_the_middle_the_same_command_goes_on_and_gives_the_same_file(a
     on_ray = [sys.executable, "-m", "viapt", *command(adapter, photos, there), "--engine", "ray"]
     process = subprocess.Popen(on_ray, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
     parts = tmp_path / "there.parquet.parts"
-    while not list(parts.glob("0*.parquet")):
+    while not list(parts.glob("0*.part")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     cluster = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
     psutil.wait_procs(cluster)
-    done = len(list(parts.glob("0*.parquet")))
+    done = len(list(parts.glob("0*.part")))
     assert 0 < done < COUNT // 4 and not there.exists()
     again = subprocess.run(on_ray, env=os.environ, capture_output=True, text=True)
     assert again.returncode == 3 and f"{4 * done} images were done before" in again.stderr, again.stderr

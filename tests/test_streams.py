@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from viapt.data import streams
+from viapt.data.braces import expanded
 from viapt.data.streams import Reference, references
 from viapt.errors import DataError
 
@@ -64,6 +65,75 @@ def test_a_list_keeps_its_order_and_its_places(folder, tmp_path):
     listed.write_text(f"b/2.png\r\n\n{tmp_path}/absent.png\nb/2.png\n", encoding="utf-8")
     assert names(listed) == [f"{folder}/b/2.png", f"{tmp_path}/absent.png", f"{folder}/b/2.png"]
     assert shade(next(references([str(listed)]))) == 0
+
+
+def test_a_list_of_shards(folder, tmp_path):
+    listed = tmp_path / "shards.txt"
+    listed.write_text("images/z.tar\nimages/10.png\nimages/z.tar\n")
+    assert names(listed) == [f"{folder}/{name}" for name in ("z.tar::k.png", "10.png", "z.tar::k.png")]
+    assert [shade(reference) for reference in references([str(listed)])] == [9, 2, 9]
+
+
+def test_braces_stand_for_shards_in_their_order(tmp_path):
+    for k in range(8, 12):
+        shard(tmp_path / f"a-{k:03d}.tar", {"x.png": png(k), "y.png": png(100 + k)})
+    found = list(references([f"{tmp_path}/a-{{008..011}}.tar"]))
+    assert [shade(reference) for reference in found] == [8, 108, 9, 109, 10, 110, 11, 111]
+    assert found[0].name == f"{tmp_path}/a-008.tar::x.png"
+
+
+def test_in_a_set_a_shard_may_be_empty_but_a_pattern_may_not(tmp_path):
+    shard(tmp_path / "0.tar", {"x.png": png(1)})
+    shard(tmp_path / "1.tar", {"x.cls": b"1"})
+    assert names(f"{tmp_path}/{{0..1}}.tar") == [f"{tmp_path}/0.tar::x.png"]
+    with pytest.raises(DataError, match=r"no images in .*/9\*\.tar"):
+        names(f"{tmp_path}/{{0,9}}*.tar")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("a{0..2}", ["a0", "a1", "a2"]),
+        ("{8..10}", ["8", "9", "10"]),
+        ("{08..10}", ["08", "09", "10"]),
+        ("{8..010}", ["008", "009", "010"]),
+        ("{2..0}.tar", ["2.tar", "1.tar", "0.tar"]),
+        ("{train,val}-{0..1}", ["train-0", "train-1", "val-0", "val-1"]),
+        ("x{,y}", ["x", "xy"]),
+        ("{a..b} {x} {} {0..} {0..1..2}", ["{a..b} {x} {} {0..} {0..1..2}"]),
+    ],
+)
+def test_braces(argument, words):
+    assert list(expanded(argument)) == words
+
+
+def test_braces_of_a_file_that_is_there_are_its_name(tmp_path):
+    path = shard(tmp_path / "{0..1}.tar", {"x.png": png(1)})
+    assert names(path) == [f"{path}::x.png"]
+
+
+@pytest.mark.parametrize("argument", ["{0..999999999999999999}", "{0..999}" * 3, "{a,b}" * 40])
+def test_braces_that_stand_for_too_much(argument):
+    with pytest.raises(DataError, match=r"stands for 1,0[0-9,]+ names.*at most 100,000"):
+        next(references([argument]))
+
+
+def test_shards_that_are_missing_are_named_before_the_work(folder, tmp_path):
+    shard(tmp_path / "s-3.tar", {"x.png": png(1)})
+    with pytest.raises(
+        DataError, match=r"9 of 10 shards are not there: \S+/s-0\.tar, .*s-1.*s-2.*s-4.*s-5\.tar, and so on"
+    ):
+        next(references([str(folder), f"{tmp_path}/s-{{0..9}}.tar"]))
+    (tmp_path / "l.txt").write_text("s-3.tar\ns-4.tar\nabsent.png\n")
+    with pytest.raises(DataError, match=r"l\.txt: 1 of 2 shards are not there: \S+/s-4\.tar\. "):
+        next(references([str(folder), str(tmp_path / "l.txt")]))
+
+
+def test_folders_may_be_called_like_lists_and_shards(folder, tmp_path):
+    for name in ("a.txt", "b.tar"):
+        folder.rename(tmp_path / name)
+        folder = tmp_path / name
+        assert len(names(folder)) == 4
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])

@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from viapt.batch.engines import Engine, Part
 from viapt.batch.parts import Parts, finished
 from viapt.batch.rows import Job, Step
-from viapt.data.streams import Reference
+from viapt.data.streams import Reference, fingerprint
 from viapt.errors import ConfigError, DataError
 from viapt.progress import Throughput
 
@@ -30,11 +30,13 @@ class Written:
         images: rows of the file.
         unreadable: how many of them have an error.
         before: how many images earlier calls had done.
+        again: how many were done again, since their files have changed, or what was kept of them is damaged.
     """
 
     images: int
     unreadable: int
     before: int
+    again: int = 0
 
 
 def predict_to_file(
@@ -59,36 +61,42 @@ def predict_to_file(
         step: called with numbers of images that were done, by this call or before.
 
     Raises:
-        ConfigError: the file is there and of another job; another process is at work on it; a number out of range.
+        ConfigError: the file is there and of another job, or of images that have changed since; another process is at
+            work on it; a number out of range.
         DataError: no images; they are not those of an earlier call; probabilities that are not finite.
-        ArtifactError: the disk refuses.
+        ArtifactError: the disk refuses, or damages what was written.
     """
     if part_images < 1:
         raise ConfigError(f"part_images = {part_images}", expected="at least 1")
     if out.is_dir():
         raise ConfigError(f"{out} is a folder", expected="a file, for instance predictions.parquet")
-    if not overwrite and finished(out, job):
+    if not overwrite and finished(out, job, (fingerprint(part.images) for part in divided(images(), part_images))):
         images_before, unreadable = counted(out)
         return Written(images_before, unreadable, images_before)
-    parts, seen, before = Parts(out, job), 0, 0
+    parts, seen, before, again = Parts(out, job), 0, 0, 0
+    fingerprints: dict[int, bytes] = {}  # of parts that are being made, taken before anything of them is read
 
     def open_parts() -> Iterator[Part]:
-        nonlocal seen, before
+        nonlocal seen, before, again
         for part in divided(images(), part_images):
             seen += 1
-            if parts.has(part.number, part.images):
+            taken = fingerprint(part.images)
+            if parts.has(part.number, part.images, taken):
                 before += len(part.images)
                 step(len(part.images))
-            else:
-                yield part
+                continue
+            if parts.path(part.number).exists():
+                again += len(part.images)
+            fingerprints[part.number] = taken
+            yield part
 
     with parts.locked(overwrite):
         for number, rows in engine.run(job, open_parts(), step):
-            parts.write(number, rows)
+            parts.write(number, fingerprints.pop(number), rows)
         if not seen:
             raise DataError("There are no images to predict", expected="at least one")
         parts.join(seen)
-    return Written(*counted(out), before)
+    return Written(*counted(out), before, again)
 
 
 def divided(images: Iterable[Reference], size: int) -> Iterator[Part]:

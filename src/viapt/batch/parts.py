@@ -1,19 +1,21 @@
 """A Parquet file that grows in parts: whatever kills the process, the same command goes on, and the file appears whole.
 
-    FILE.parquet.parts/job.json         all that the rows depend on
-    FILE.parquet.parts/00000000.parquet rows of the first images, and so on; each written under another name first
+    FILE.parquet.parts/job.json       all that the rows depend on
+    FILE.parquet.parts/00000000.part  rows of the first images, and so on; each written under another name first
 
-When all parts are there they are copied one by one, each a row group, into a file that gets its name when it is
-complete; then the folder is removed. A part that is found again is used only if it names the same images.
+A part is the SHA-256 of what follows, the fingerprint of its images, and their rows as a Parquet file. One that is
+found again counts only if all of its bytes and all of its images are as they were. When all parts are there they are
+copied one by one, each a row group, into a file that gets its name when it is complete; then the folder is removed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,9 @@ from viapt.data.streams import Reference
 from viapt.errors import ArtifactError, ConfigError, DataError
 
 JOB, LOCK = "job.json", ".lock"
-PART = re.compile(r"([0-9]{8})\.parquet")
+PART = re.compile(r"([0-9]{8})\.part")
+DIGEST = hashlib.sha256().digest_size
+IMAGES = b"viapt_images"  # the name under which a finished file has the SHA-256 of all fingerprints
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Parts:
 
     def path(self, number: int) -> Path:
         """A part's file, whether it is there or not."""
-        return self.folder / f"{number:08d}.parquet"
+        return self.folder / f"{number:08d}.part"
 
     @contextmanager
     def locked(self, overwrite: bool = False) -> Iterator[None]:
@@ -99,24 +103,31 @@ class Parts:
             raise ConfigError(
                 f"{self.folder} was begun by another command: {differences(begun, self.job.key)}",
                 expected="the same command, to go on",
-                remedy="another --out, or --overwrite",
+                remedy="another --out, or --overwrite; images that were moved need a link at their old place",
             )
 
-    def has(self, number: int, images: Sequence[Reference]) -> bool:
-        """Whether this part was done before.
+    def read(self, number: int) -> tuple[bytes, pyarrow.Buffer] | None:
+        """The fingerprint of a part's images, and its rows; None: it is not there, or is damaged."""
+        try:
+            content = pyarrow.py_buffer(self.path(number).read_bytes())
+        except OSError:
+            return None
+        digest, kept = content[:DIGEST].to_pybytes(), content[DIGEST:]
+        if hashlib.sha256(kept).digest() != digest:
+            return None
+        return kept[:DIGEST].to_pybytes(), kept[DIGEST:]
+
+    def has(self, number: int, images: Sequence[Reference], fingerprint: bytes) -> bool:
+        """Whether this part was done before, is whole, and its images have not been written to since.
 
         Raises:
-            DataError: it is of other images.
+            DataError: it is of images with other names.
         """
-        if not self.path(number).is_file():
+        if (found := self.read(number)) is None:
             return False
-        try:
-            names = table_of(self.path(number), ["path"])["path"].to_pylist()
-        except (pyarrow.ArrowException, OSError):
-            return False  # damaged by somebody: it is done again
-        if names != [image.name for image in images]:
+        if table_of(found[1], ["path"])["path"].to_pylist() != [image.name for image in images]:
             raise self.changed(number)
-        return True
+        return found[0] == fingerprint
 
     def changed(self, number: int) -> DataError:
         """The error of images that are not those of an earlier call."""
@@ -126,14 +137,15 @@ class Parts:
             remedy="another --out, or --overwrite",
         )
 
-    def write(self, number: int, rows: bytes) -> None:
+    def write(self, number: int, fingerprint: bytes, rows: bytes) -> None:
         """Keep a part.
 
         Raises:
             ArtifactError: the disk refuses.
         """
+        kept = fingerprint + rows
         with writing(self.path(number)):
-            replace_file(self.path(number), rows)
+            replace_file(self.path(number), hashlib.sha256(kept).digest() + kept)
             sync(self.folder)
 
     def join(self, count: int) -> None:
@@ -141,15 +153,21 @@ class Parts:
 
         Raises:
             DataError: there are more.
-            ArtifactError: the disk refuses.
+            ArtifactError: the disk refuses; a part has been damaged.
         """
         if extra := self.numbers()[count:]:
             raise self.changed(extra[-1])
-        partial = self.folder / "all"
+        partial, fingerprints = self.folder / "all", []
         with writing(self.out):
             with parquet.ParquetWriter(partial, self.job.schema, compression="zstd") as writer:
                 for number in range(count):
-                    writer.write_table(table_of(self.path(number)).cast(self.job.schema))
+                    if (found := self.read(number)) is None:
+                        raise ArtifactError(
+                            f"{self.path(number)} is damaged", remedy="run the same command: it makes this part again"
+                        )
+                    fingerprints.append(found[0])
+                    writer.write_table(table_of(found[1]).cast(self.job.schema))
+                writer.add_key_value_metadata({IMAGES: in_one(fingerprints)})
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(self.out)
@@ -157,32 +175,47 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def finished(out: Path, job: Job) -> bool:
-    """Whether the file is there, of this job.
+def finished(out: Path, job: Job, fingerprints: Iterable[bytes]) -> bool:
+    """Whether the file is there, of this job and of images in parts with these fingerprints.
 
     Raises:
-        ConfigError: it is there, and of another.
+        ConfigError: it is there, and of another job, or of images that have changed since.
     """
     if not out.exists():
         return False
     try:
-        metadata = parquet.read_schema(out).metadata or {}
+        metadata = parquet.read_metadata(out).metadata or {}
         found = json.loads(metadata.get(METADATA, b"null"))
     except (pyarrow.ArrowException, OSError, ValueError):
-        found = None
+        metadata, found = {}, None
     if not isinstance(found, dict) or found.get("job") != job.key:
+        other = f": {differences(found['job'], job.key)}" if isinstance(found, dict) and "job" in found else ""
         raise ConfigError(
-            f"{out} exists, and is not what this command writes",
+            f"{out} exists, and is not what this command writes{other}",
             expected="a new file",
+            remedy="--overwrite replaces it",
+        )
+    if metadata.get(IMAGES) != in_one(fingerprints):
+        raise ConfigError(
+            f"{out} was made from images that have changed since: they are more or fewer, or one has another name,"
+            " size or time of its last change",
+            expected="the same images, or a new file",
             remedy="--overwrite replaces it",
         )
     return True
 
 
-def table_of(path: Path, columns: list[str] | None = None) -> pyarrow.Table:
-    """A file's rows, whatever its folders are called: to some readers "a=1" in a path is a column."""
-    with parquet.ParquetFile(path) as file:
-        return file.read(columns=columns)
+def in_one(fingerprints: Iterable[bytes]) -> bytes:
+    """Of all images, in hexadecimal."""
+    whole = hashlib.sha256()
+    for fingerprint in fingerprints:
+        whole.update(fingerprint)
+    return whole.hexdigest().encode()
+
+
+def table_of(rows: pyarrow.Buffer, columns: list[str] | None = None) -> pyarrow.Table:
+    """The rows of a part."""
+    return parquet.ParquetFile(pyarrow.BufferReader(rows)).read(columns=columns)
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def predict_in_batches(given: Opened, paths: list[str], out: Path, batch_size: i
 
     from viapt.batch import PART_IMAGES, predict_to_file, showing
     from viapt.batch.rows import Job
-    from viapt.data.streams import references
+    from viapt.data.streams import references, text
     from viapt.hub import adapter_folder
     from viapt.tables import say, show
 
@@ -118,7 +118,9 @@ def predict_in_batches(given: Opened, paths: list[str], out: Path, batch_size: i
     place, policy_given, rounds, seed, weights, quantise, compiled = given.opening.args
     adapter = adapter_folder(place)
     places = adapter.absolute(), policy_given, rounds, seed, weights and weights.absolute(), quantise, compiled
-    key = {"adapter": identity(adapter), "paths": paths, "batch_size": batch_size, "part": part, "policy": policy}
+    sources = [text(Path(path).absolute()) for path in paths]  # the same words mean other images in another folder
+    key = {"adapter": identity(adapter), "paths": list(map(text, paths)), "sources": sources}
+    key |= {"batch_size": batch_size, "part": part, "policy": policy}
     key |= {"quantise": quantise, "compile": compiled} | given.options | given.rule
     job = Job(
         open=partial(open_again, partial(given.opening.func, *places), given.rule),
@@ -138,6 +140,8 @@ def predict_in_batches(given: Opened, paths: list[str], out: Path, batch_size: i
         raise
     if written.before:
         say(f"{written.before:,} images were done before")
+    if written.again:
+        say(f"{written.again:,} images were done again: a file has changed since, or what was kept is damaged")
     show(f"{out}  {written.images:,} images, {written.unreadable:,} of them cannot be read (column error)")
     return written.unreadable
 

@@ -135,7 +135,8 @@ def predict(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders of them, patterns such as '*.jpg', lists (*.txt), WebDataset shards (*.tar)."
+            help="Image files, folders of them, patterns such as '*.jpg', lists (*.txt), WebDataset shards (*.tar; "
+            "'s-{000..146}.tar')."
         ),
     ],
     policy: Annotated[

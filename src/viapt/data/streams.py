@@ -7,15 +7,18 @@ that sees the file can read it, in any order.
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
+import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
+from viapt.data.braces import expanded
 from viapt.data.images import SUFFIXES, looks_like_image, read_image
 from viapt.errors import DataError
 
@@ -24,7 +27,10 @@ MAX_BYTES = 2**28  # of an encoded image in a shard
 MAX_LINE = 2**16  # characters of a line of a list
 MAX_HEADER = 2**20  # bytes of a header in a shard
 BLOCK = 512  # bytes of which a tar file is made
+FEW = 5  # missing shards that are named
 EXPECTED = "image files, folders of them, patterns like '*.jpg', lists (*.txt) or WebDataset shards (*.tar)"
+
+Found = TypeVar("Found")
 
 
 class Reference(NamedTuple):
@@ -66,18 +72,70 @@ def references(arguments: Iterable[str]) -> Iterator[Reference]:
     """Images in the order of the arguments, found as they are asked for.
 
     Folders and patterns are sorted by name, lists and shards keep their order. What two arguments name is named twice.
+    Shards that are named, by themselves, with braces or in a list, have to be there before the first image is given.
 
     Raises:
-        DataError: an argument without images; a list or shard that cannot be read.
+        DataError: an argument without images; shards that are not there; a list or shard that cannot be read.
     """
+    arguments = list(arguments)
     for argument in arguments:
-        found = False
-        for path in files_of(argument, image_or_shard):
-            for reference in inside(path):
-                found = True
-                yield reference
-        if not found:
-            raise DataError(f"no images in {argument}", expected=EXPECTED)
+        check_shards(argument)
+    for argument in arguments:
+        yield from some(images_of(argument), argument)
+
+
+def images_of(argument: str) -> Iterator[Reference]:
+    """Images of one argument; each name that its braces make has files of its own."""
+    for name in expanded(argument):
+        for path in some(files_of(name, image_or_shard), name):
+            yield from inside(path)
+
+
+def some(found: Iterable[Found], argument: str) -> Iterator[Found]:
+    """What was found.
+
+    Raises:
+        DataError: at the end, if it was nothing.
+    """
+    nothing = True
+    for one in found:
+        nothing = False
+        yield one
+    if nothing:
+        raise DataError(f"no images in {argument}", expected=EXPECTED)
+
+
+def check_shards(argument: str) -> None:
+    """Refuse an argument that names shards which are not there: it is found out now, not after hours of work.
+
+    Raises:
+        DataError: it names the first of them.
+    """
+    named = (path for path in map(Path, expanded(argument)) if not path.is_dir() and not is_pattern(path))
+    files = (file for path in named for file in (lines(path) if path.suffix.lower() in LISTS else [path]))
+    shards = [file for file in files if file.suffix.lower() in SHARDS]
+    if missing := [text(shard) for shard in shards if not shard.exists()]:
+        more = ", and so on" if len(missing) > FEW else ""
+        raise DataError(
+            f"{argument}: {len(missing):,} of {len(shards):,} shards are not there: {', '.join(missing[:FEW])}{more}",
+            expected="all shards that are named",
+        )
+
+
+def fingerprint(images: Sequence[Reference]) -> bytes:
+    """SHA-256 of what can be known of images without reading them: names, places, sizes and times of change."""
+    stamps = {path: stamp(path) for path in {image.path for image in images}}
+    known = [[image.name, image.start, image.size, *stamps[image.path]] for image in images]
+    return hashlib.sha256(json.dumps(known).encode()).digest()
+
+
+def stamp(path: str) -> list[int]:
+    """Size of a file and time of its last change; nothing if it is not there."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 def files_of(argument: str, wanted: Callable[[Path], bool] = looks_like_image) -> Iterator[Path]:
@@ -89,11 +147,16 @@ def files_of(argument: str, wanted: Callable[[Path], bool] = looks_like_image) -
     path = Path(argument)
     if path.is_dir():
         yield from below(path, wanted)
-    elif glob.has_magic(argument) and not path.exists():
+    elif is_pattern(path):
         matched = map(Path, sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207 - absolute
         yield from (match for match in matched if match.is_file() and wanted(match))
     else:
         yield path
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a name stands for what it matches; a file that is there stands for itself."""
+    return glob.has_magic(str(path)) and not path.exists()
 
 
 def below(folder: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
@@ -114,16 +177,17 @@ def image_or_shard(path: Path) -> bool:
 
 
 def inside(path: Path) -> Iterator[Reference]:
-    """The image that a file is, or those in a list or shard."""
+    """The image that a file is, or those in a shard, or in a list of images and shards."""
     if path.suffix.lower() in LISTS:
-        yield from listed(path)
+        for line in lines(path):
+            yield from members(line) if line.suffix.lower() in SHARDS else [Reference(text(line), str(line))]
     elif path.suffix.lower() in SHARDS:
         yield from members(path)
     else:
         yield Reference(text(path), str(path))
 
 
-def listed(path: Path) -> Iterator[Reference]:
+def lines(path: Path) -> Iterator[Path]:
     """One path a line, relative ones relative to the list; empty lines do not count.
 
     Raises:
@@ -137,7 +201,7 @@ def listed(path: Path) -> Iterator[Reference]:
                         f"{path} has a line of more than {MAX_LINE:,} characters", expected="one path a line"
                     )
                 if name := line.rstrip("\r\n"):
-                    yield Reference(text(path.parent / name), str(path.parent / name))
+                    yield path.parent / name
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error})", expected="a list of paths, in UTF-8") from error
 
