@@ -172,5 +172,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "no head: the adapter's is untrained" in capsys.readouterr().err
     assert viapt.load(adapter).classes == ["cat", "dog"]
     assert run(adapter, "--from", "viapt", "--to", back) == 0
+    assert run(adapter, "--from", "viapt", "--to", tmp_path / "x.ckpt", "--layout", "prompts") == 2
+    assert "--layout has no effect" in capsys.readouterr().err
     again = safetensors.torch.load_file(back)
     assert all(again[name].equal(tensor) for name, tensor in state.items())

@@ -91,6 +91,7 @@ def test_other_pages_have_tests_of_their_own(page: str, test: str) -> None:
     assert blocks(ROOT / page) and f'"{page}"' in (ROOT / "tests" / test).read_text(encoding="utf-8")
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # of the Trainer, without a GPU
 @pytest.mark.parametrize("page", READ)
 def test_the_page_does_what_it_says(page: Path, reader: Reader) -> None:
     reader.read(page)

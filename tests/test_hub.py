@@ -13,6 +13,7 @@ import viapt
 from artifact_cases import fitted, logits, tiny
 from cli_cases import write_backbone, write_photos
 from hub_cases import Hub, hub_in_use
+from serve_cases import free_port
 from viapt.cli import main
 from viapt.errors import ArtifactError, ConfigError
 from viapt.hub import adapter_folder, parse
@@ -85,12 +86,21 @@ def test_errors_say_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ArtifactError, match=r"hf://somebody/cells is not in the cache.*HF_HUB_OFFLINE"):
         viapt.load(f"hf://{NAME}")
-    with pytest.raises(ArtifactError, match="cannot be reached"):
+    with pytest.raises(ArtifactError, match=r"cannot be reached.*HF_HUB_OFFLINE is not set"):
         fitted(method="linear").push_to_hub(NAME)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ArtifactError, match=r"cannot be reached.*HF_HUB_OFFLINE=1"):
+
+
+def test_a_refused_connection_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When reading, when pushing, and when the hub goes away in the middle of that."""
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(ArtifactError, match=r"cannot be reached for hf://somebody/cells \(Connect.*HF_HUB_OFFLINE=1"):
         viapt.load(f"hf://{NAME}")
+    model = fitted(method="linear")
+    with pytest.raises(ArtifactError, match=r"cannot be reached for hf://somebody/cells \(Connect.*check the network"):
+        model.push_to_hub(NAME)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: None)
+    with pytest.raises(ArtifactError, match="cannot be reached"):
+        model.push_to_hub(NAME)
 
 
 def test_commands_take_adapters_on_a_hub(

@@ -16,31 +16,45 @@ import httpx
 import pytest
 import uvicorn
 
-from serve_cases import PATIENCE, free_port, picture, reached, served, write_adapters
+from serve_cases import PATIENCE, bomb, free_port, picture, reached, served, write_adapters
 from viapt.cli import main
 from viapt.errors import ConfigError, DataError
-from viapt.serve.client import Client, requests
+from viapt.serve.client import Client, check_fit, requests
 from viapt.serve.limits import Limits
+from viapt.serve.schema import TaskList
 
 TOKEN = "a-token-of-some-length"
+OVERVIEW: dict[str, Any] = {
+    "tasks": [{"name": "paper", "method": "viapt", "classes": ["a", "b"], "samples": True, "taught": False}],
+    "limits": {"images": 2, "request_bytes": 10**6, "pixels": 100, "rounds": 5, "queue": 5},
+    "urls": False,
+    "teaching": None,
+    "backbone": "tiny",
+    "fingerprint": "0",
+}
+ANSWER = {"label": "a", "probability": 1.0, "probabilities": {"a": 1.0, "b": 0.0}, "spread": None, "rounds": 1}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two adapters, and pictures of which one is damaged."""
+    """Two adapters, pictures of which one is damaged, and others that are larger than the server takes."""
     folder = tmp_path_factory.mktemp("service")
     write_adapters(folder)
     (folder / "photos").mkdir()
     for k in range(3):
         (folder / "photos" / f"{k}.png").write_bytes(picture(k))
     (folder / "photos" / "3.png").write_bytes(picture(3)[:300])
+    (folder / "large").mkdir()
+    (folder / "large" / "pixels.png").write_bytes(bomb())
+    (folder / "large" / "bytes.png").write_bytes(picture(4, (600, 600)))
+    (folder / "large" / "caf\udce9.png").write_bytes(picture(5))  # Latin-1
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """It takes two pictures at a time, and only one where each makes three rows."""
-    limits = "--max-images", "2", "--queue", "5"
+    """It takes two pictures at a time, only one where each makes three rows, and no large ones."""
+    limits = "--max-images", "2", "--queue", "5", "--max-megapixels", "0.5", "--max-mib", "1"
     with served(folder / "adapters", folder / "log", *limits, VIAPT_TOKEN=TOKEN) as found:
         yield found
 
@@ -70,6 +84,21 @@ def test_the_client_gives_what_a_local_prediction_gives(
             assert one[kind] == pytest.approx(other[kind], abs=1e-5)
 
 
+def test_what_the_server_does_not_take_is_named_and_the_rest_is_answered(
+    server: tuple[str, Any], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIAPT_TOKEN", TOKEN)
+    ask = "--format", "json", "--server", server[0]
+    code, out, err = run(capsys, "predict", "paper", folder / "large", folder / "photos", *ask)
+    assert code == 3 and "3 of 7 images cannot be read" in err
+    assert "pixels.png: has 1,000,000 pixels, more than the server's 500,000" in err
+    assert "bytes, too many for the server's 1,048,576" in err and "3.png" in err
+    names = [Path(row["path"]).name for row in json.loads(out)]
+    assert names == ["caf\\udce9.png", "0.png", "1.png", "2.png"]
+    code, out, err = run(capsys, "predict", "paper", folder / "large" / "pixels.png", *ask)
+    assert code == 2 and "none of 1 images can be read" in err and not out
+
+
 def test_the_client_says_what_is_wrong(
     server: tuple[str, Any], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +110,6 @@ def test_the_client_says_what_is_wrong(
         ("paper", photo, "--server", "nonsense"): "does not answer",
         ("paper", photo, "--server", server[0], "--compile"): "no effect",
         ("paper", photo, "--token-file", "x"): "no effect",
-        ("paper", folder / "photos" / "3.png", "--server", server[0]): "none of 1",
     }
     for arguments, words in wrong.items():
         code, _, err = run(capsys, "predict", *arguments)
@@ -89,6 +117,10 @@ def test_the_client_says_what_is_wrong(
     monkeypatch.setenv("VIAPT_TOKEN", TOKEN)
     code, _, err = run(capsys, "predict", "papier", photo, "--server", server[0])
     assert code == 2 and "no task 'papier'" in err
+    code, _, err = run(capsys, "predict", "paper", folder / "photos" / "3.png", "--server", server[0])
+    assert code == 2 and "none of 1" in err
+    code, _, err = run(capsys, "predict", "paper", photo, "--policy", "multi", "--rounds", 0, "--server", server[0])
+    assert code == 2 and "rounds" in err
     many = "--policy", "multi", "--rounds", 6
     code, _, err = run(capsys, "predict", "paper", photo, *many, "--server", server[0])
     assert code == 2 and "6 rows" in err and "at most 5" in err and "fewer rounds" in err
@@ -176,8 +208,8 @@ def replies(*given: httpx.Response) -> tuple[Client, list[httpx.Request]]:
 
 def test_a_busy_server_is_asked_again() -> None:
     busy = [httpx.Response(code, headers={"Retry-After": "0"}) for code in (429, 503)]
-    client, asked = replies(*busy, httpx.Response(200, json={"tasks": []}))
-    assert client.overview() == {"tasks": []}
+    client, asked = replies(*busy, httpx.Response(200, json=OVERVIEW))
+    assert client.overview().model_dump() == OVERVIEW
     client.close()
     assert [request.headers["authorization"] for request in asked] == [f"Bearer {TOKEN}"] * 3
 
@@ -187,7 +219,13 @@ def test_a_busy_server_is_asked_again() -> None:
     [
         (httpx.Response(503, headers={"Retry-After": "3600"}, text="no"), ConfigError, "503 and nothing"),
         (httpx.Response(200, text="<html>"), ConfigError, "200 and nothing"),
+        (httpx.Response(200, json={}), ConfigError, "200 and nothing"),
+        (httpx.Response(200, json=[]), ConfigError, "200 and nothing"),
+        (httpx.Response(200, json=OVERVIEW | {"tasks": [{"name": 1}]}), ConfigError, "200 and nothing"),
+        (httpx.Response(200, json=OVERVIEW | {"limits": {"images": "many"}}), ConfigError, "200 and nothing"),
         (httpx.Response(404, json={"detail": "x"}), ConfigError, "404 and nothing"),
+        (httpx.Response(404, json={"error": "x"}), ConfigError, "404 and nothing"),
+        (httpx.Response(404, json=[]), ConfigError, "404 and nothing"),
         (
             httpx.Response(
                 422, json={"error": {"code": "unreadable_image", "message": "0.png", "expected": None, "remedy": None}}
@@ -202,11 +240,36 @@ def test_other_answers(response: httpx.Response, error: type[Exception], words: 
         client.overview()
 
 
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([{}], "200 and nothing"),
+        ([{"name": "x", "tasks": {"paper": {"label": "a"}}}], "200 and nothing"),
+        ([], "does not answer for each image"),
+        ([{"name": "x", "tasks": {}}], "does not answer for each image"),
+        ([{"name": "x", "tasks": {"deep": ANSWER}}], "does not answer for each image"),
+        ([{"name": "x", "tasks": {"paper": ANSWER}}] * 2, "does not answer for each image"),
+        ([{"name": "x", "tasks": {"paper": ANSWER | {"probabilities": {"a": 1.0}}}}], "and class of 'paper'"),
+        ([{"name": "x", "tasks": {"paper": ANSWER | {"spread": {"a": 1.0}}}}], "and class of 'paper'"),
+        ([{"name": "x", "tasks": {"paper": ANSWER | {"label": "c"}}}], "and class of 'paper'"),
+    ],
+)
+def test_foreign_answers_about_images(images: Any, words: str, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(picture())
+    overview = TaskList.model_validate(OVERVIEW)
+    client, _ = replies(httpx.Response(200, json={"images": images}))
+    with closing(client), pytest.raises(ConfigError, match=words):
+        client.predict(overview.tasks[0], overview.limits, [tmp_path / "x.png"], "mean", 5, 0, 32)
+
+
 def test_requests_keep_to_the_servers_limits(tmp_path: Path) -> None:
     files = [tmp_path / str(k) for k in range(5)]
     for file, size in zip(files, (100, 100, 100, 20_000, 100), strict=True):
         file.write_bytes(b"x" * size)
     assert [len(batch) for batch in requests(files, 2, 50_000)] == [2, 2, 1]
     assert [len(batch) for batch in requests(files, 5, 23_000)] == [3, 1, 1]
-    with pytest.raises(DataError, match="20,000 bytes"):
-        list(requests(files, 5, 15_000))
+    limits = TaskList.model_validate(OVERVIEW).limits.model_copy(update={"request_bytes": 15_000})
+    check_fit(files[0], 100, limits)
+    for file, pixels, words in ((files[3], 100, "20,000 bytes.*15,000"), (files[0], 101, "101 pixels.* 100")):
+        with pytest.raises(DataError, match=words):
+            check_fit(file, pixels, limits)

@@ -43,18 +43,25 @@ class Tensors(Dataset[dict[str, Any]]):
         return {"pixel_values": image, "labels": label}
 
 
-def trainer(model: Any, out: Path, **options: Any) -> Trainer:
+def arguments(out: Path, **options: Any) -> TrainingArguments:
     defaults: dict[str, Any] = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 0.01}
     defaults |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_steps": 3, "seed": 7}
-    arguments = TrainingArguments(str(out), **defaults | options)
+    return TrainingArguments(str(out), **defaults | options)
+
+
+def accuracy(found: Any) -> dict[str, float]:
+    return {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}
+
+
+def trainer(model: Any, out: Path) -> Trainer:
     return Trainer(
         TrainerModel(model),
-        arguments,
+        arguments(out),
         train_dataset=Tensors(),
         eval_dataset=Tensors(9, seed=1),
         callbacks=[SaveAdapter({"data": "noise"})],
         optimizers=(adapter_optimizer(model, 0.01), None),
-        compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())},
+        compute_metrics=accuracy,
     )
 
 
@@ -170,6 +177,61 @@ def test_an_image_processor_that_would_do_something_else_is_refused() -> None:
         model.backbone.preprocessing = replace(Preprocessing((32, 32)), **change)
         with pytest.raises(ConfigError, match="ImageCollator"):
             image_processor(model)
+
+
+class Pictures(Dataset[dict[str, Any]]):
+    """Reddish and bluish pictures, of one class each; with a processor, as it makes them."""
+
+    def __init__(self, count: int, seed: int, processor: Any = None) -> None:
+        self.noise = np.random.default_rng(seed).integers(0, 90, (count, 40, 50, 3), np.uint8)
+        self.noise[::2, ..., 0] += 150
+        self.noise[1::2, ..., 2] += 150
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        picture, label = Image.fromarray(self.noise[index]), index % 2
+        if self.processor is None:
+            return {"image": picture, "label": label}
+        return {"pixel_values": self.processor(picture, return_tensors="pt")["pixel_values"][0], "labels": label}
+
+
+@pytest.mark.parametrize("place", ["data set", "collator"])
+def test_a_training_on_what_an_image_processor_makes(place: str, tmp_path: Path) -> None:
+    model = viapt.create_model(tiny(), "viapt", classes=["red", "blue"])
+    processor = image_processor(model)
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        pixels = processor([item["image"] for item in items], return_tensors="pt")
+        return {**pixels, "labels": torch.tensor([item["label"] for item in items])}
+
+    inside = {"processor": processor} if place == "data set" else {}
+    training = Trainer(
+        TrainerModel(model),
+        arguments(tmp_path, remove_unused_columns=place == "data set"),
+        data_collator=None if inside else collate,
+        processing_class=processor,
+        train_dataset=Pictures(16, 0, **inside),
+        eval_dataset=Pictures(9, 1, **inside),
+        callbacks=[SaveAdapter()],
+        optimizers=(adapter_optimizer(model, 0.01), None),
+        compute_metrics=accuracy,
+    )
+    before = training.evaluate()["eval_loss"]
+    training.train()
+    found = training.evaluate()
+    assert found["eval_loss"] < before and found["eval_accuracy"] == 1
+    loaded = viapt.load(tmp_path / "adapter", model.backbone)
+    images = torch.stack([item["pixel_values"] for item in Pictures(9, 1, processor)])
+    with torch.no_grad():
+        assert loaded(images).equal(model.eval()(images))
+    assert loaded.predict([item["image"] for item in Pictures(4, 2)]).labels == ["red", "blue"] * 2
+    again = type(processor).from_pretrained(tmp_path / "checkpoint-3")
+    assert again(Image.fromarray(Pictures(1, 3).noise[0]), return_tensors="pt")["pixel_values"].equal(
+        torch.stack([item["pixel_values"] for item in Pictures(1, 3, processor)])
+    )
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")

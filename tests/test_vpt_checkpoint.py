@@ -21,6 +21,7 @@ from cli_cases import write_backbone
 from viapt.cli import main
 from viapt.create import create_model
 from viapt.errors import ArtifactError, ConfigError
+from viapt.foreign_checkpoint import read_state
 from viapt.vpt_checkpoint import from_vpt, read_vpt, to_vpt
 
 P, D, N, C = 5, 32, 3, 4
@@ -107,7 +108,38 @@ def test_there_and_back(method: str, options: dict[str, Any], suffix: str, tmp_p
     assert has_head and all(own.equal(again.learnable()[name]) for name, own in model.learnable().items())
     state = torch.load(file, weights_only=True)["model"] if suffix == ".pth" else safetensors.torch.load_file(file)
     with torch.no_grad():
+        assert again.eval()(IMAGES).equal(model.eval()(IMAGES))
         torch.testing.assert_close(by_the_paper(tiny(), state, IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("method", ["vpt-shallow", "vpt-deep"])
+def test_prompts_alone_there_and_back(method: str, suffix: str, tmp_path: Path) -> None:
+    """As that code writes prompt_ep*.pth: arrays under these names, and nothing else."""
+    model = fitted(method=method, num_prompts=P).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    file = to_vpt(tmp_path / "adapter", tmp_path / f"prompt_ep100{suffix}", "prompts")
+    state = read_state(file)
+    shapes = {"shallow_prompt": (1, P, D)} | ({"deep_prompt": (N - 1, P, D)} if method == "vpt-deep" else {})
+    assert {name: value.shape for name, value in state.items()} == shapes
+    assert all(isinstance(value, np.ndarray if suffix == ".pth" else Tensor) for value in state.values())
+    again, has_head = from_vpt(file, tiny(), classes=model.classes)
+    assert not has_head and again.method.name == method
+    again.head.load_state_dict(model.head.state_dict())
+    with torch.no_grad():
+        assert again.eval()(IMAGES).equal(model(IMAGES))
+    again.save_pretrained(tmp_path / "again")
+    second = to_vpt(tmp_path / "again", tmp_path / f"second{suffix}", "prompts")
+    assert all(np.array_equal(value, state[name]) for name, value in read_state(second).items())
+
+
+def test_prompts_alone_have_no_place_for_a_projection(tmp_path: Path) -> None:
+    fitted(method="vpt-deep", num_prompts=P, projected_dim=6).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ArtifactError, match=r"prompts that are projected.*write a checkpoint"):
+        to_vpt(tmp_path / "adapter", tmp_path / "x.pth", "prompts")
+    with pytest.raises(ConfigError, match=r"'prompt_ep'.*checkpoint or prompts"):
+        to_vpt(tmp_path / "adapter", tmp_path / "x.pth", "prompt_ep")
+    assert not (tmp_path / "x.pth").exists()
 
 
 class Evil:
@@ -199,6 +231,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(*given, "--classes", "cat,dog", "--overwrite") == 0
     assert run(adapter, "--from", "viapt", "--to", back) == 0
     assert safetensors.torch.load_file(back)["enc.transformer.deep_prompt_embeddings"].equal(prompts["deep_prompt"])
+    assert run(adapter, "--from", "viapt", "--to", tmp_path / "alone.pth", "--layout", "prompts") == 0
+    assert "no place for the head" in capsys.readouterr().err
+    assert read_vpt(tmp_path / "alone.pth").deep.equal(prompts["deep_prompt"])
+    assert run(*given, "--layout", "prompts") == 2 and "--layout has no effect" in capsys.readouterr().err
     assert run(adapter, "--from", "viapt", "--to", tmp_path / "z.pth", "--classes", "a,b") == 2
     assert "--classes has no effect" in capsys.readouterr().err
     assert run(tmp_path / "p.safetensors", "--from", "vpt", "--to", tmp_path / "new") == 2

@@ -146,14 +146,17 @@ def check_suffix(path: Path, pickles: Iterable[str]) -> None:
         raise ConfigError(f"The file is to be {path}", expected=f"one that ends in {' or '.join(known)}")
 
 
-def write_state(path: Path, state: Mapping[str, Tensor], key: str) -> Path:
-    """Write names and tensors as .safetensors, or under `key` by `torch.save`; a file that is there is replaced."""
+def write_state(path: Path, state: Mapping[str, Tensor], key: str | None) -> Path:
+    """Write names and tensors as .safetensors, or by `torch.save`: under `key`, or without one as arrays of NumPy.
+
+    A file that is there is replaced.
+    """
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     stream = io.BytesIO()
     if path.suffix == ".safetensors":
         stream.write(safetensors.torch.save(state, metadata={"format": "pt"}))
     else:
-        torch.save({key: state}, stream)
+        torch.save({key: state} if key else {name: tensor.numpy() for name, tensor in state.items()}, stream)
     replace_file(path, stream.getvalue())
     return path
 

@@ -8,6 +8,8 @@ huggingface_hub, which HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE configu
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +19,7 @@ from viapt.errors import ArtifactError
 LIMITS = {CONFIG: CONFIG_LIMIT, TENSORS: TENSORS_LIMIT}
 SCHEME = re.compile(r"hf:/{1,2}(?=[^/])")  # a `Path` of hf://user/name has one stroke
 NAME = re.compile(r"(?P<name>[\w.-]{1,96}/[\w.-]{1,96})(@(?P<revision>[\w./-]{1,200}))?", re.ASCII)
+HTTP_LIBRARIES = "httpx", "httpx2", "httpcore", "httpcore2", "requests"  # one of them talks for huggingface_hub
 
 
 def adapter_folder(place: str | Path) -> Path:
@@ -60,29 +63,22 @@ def fetch(name: str, revision: str | None = None) -> Path:
         ArtifactError: as `adapter_folder`.
     """
     from huggingface_hub import HfApi, constants, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     shown = f"hf://{name}{'@' + revision if revision else ''}"
     offline = constants.HF_HUB_OFFLINE
-    try:
-        if not offline:
-            check_files(shown, HfApi().model_info(name, revision=revision, files_metadata=True).siblings or [])
-        paths = [
-            Path(hf_hub_download(name, file, revision=revision, local_files_only=bool(offline))) for file in LIMITS
-        ]
-    except LocalEntryNotFoundError as error:
-        raise ArtifactError(
-            f"{shown} is not in the cache, and huggingface_hub is told to stay offline",
-            remedy="unset HF_HUB_OFFLINE once, or give the folder of a copy",
-        ) from error
-    except HfHubHTTPError as error:
-        refuse(shown, error)
-    except OSError as error:
-        unreachable(shown, error)
-    except Exception as error:  # of whatever library speaks HTTP
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
-            raise
-        unreachable(shown, error)
+    with asking(shown, "check the network; HF_HUB_OFFLINE=1 takes the copy in the cache, if there is one"):
+        try:
+            if not offline:
+                check_files(shown, HfApi().model_info(name, revision=revision, files_metadata=True).siblings or [])
+            paths = [
+                Path(hf_hub_download(name, file, revision=revision, local_files_only=bool(offline))) for file in LIMITS
+            ]
+        except LocalEntryNotFoundError as error:
+            raise ArtifactError(
+                f"{shown} is not in the cache, and huggingface_hub is told to stay offline",
+                remedy="unset HF_HUB_OFFLINE once, or give the folder of a copy",
+            ) from error
     if paths[0].parent != paths[1].parent:
         raise ArtifactError(f"{shown} changed while it was fetched", remedy="try again")
     return paths[0].parent
@@ -102,6 +98,31 @@ def check_files(shown: str, siblings: list[Any]) -> None:
             raise ArtifactError(f"{shown} has a {file} of {sizes[file]} bytes", expected=f"at most {limit}")
 
 
+@contextmanager
+def asking(shown: str, remedy: str) -> Iterator[None]:
+    """Say in our words what goes wrong with the hub inside.
+
+    Args:
+        shown: what the hub is asked about.
+        remedy: where there is no way to the hub.
+
+    Raises:
+        ArtifactError: the hub refuses, or is out of reach.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        refuse(shown, error)
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__.partition(".")[0] in HTTP_LIBRARIES):
+            raise
+        raise ArtifactError(
+            f"The hub cannot be reached for {shown} ({type(error).__name__}: {error})", remedy=remedy
+        ) from error
+
+
 def refuse(shown: str, error: Any) -> NoReturn:
     """What the hub said.
 
@@ -116,15 +137,3 @@ def refuse(shown: str, error: Any) -> NoReturn:
             remedy="check the spelling, or log in: hf auth login",
         ) from error
     raise ArtifactError(f"The hub failed on {shown} (HTTP {status})", remedy="try again later") from error
-
-
-def unreachable(shown: str, error: Exception) -> NoReturn:
-    """There is no way to the hub.
-
-    Raises:
-        ArtifactError: always.
-    """
-    raise ArtifactError(
-        f"The hub cannot be reached for {shown} ({type(error).__name__}: {error})",
-        remedy="check the network; HF_HUB_OFFLINE=1 takes the copy in the cache, if there is one",
-    ) from error

@@ -9,7 +9,7 @@ from typing import Any
 from viapt.adapter_files import CARD, CONFIG, TENSORS
 from viapt.artifact import save_pretrained
 from viapt.errors import ArtifactError
-from viapt.hub import parse, refuse, unreachable
+from viapt.hub import asking, parse
 from viapt.model import PromptedClassifier
 from viapt.model_card import PLACE
 
@@ -40,7 +40,6 @@ def push_to_hub(
         ArtifactError: the model cannot be saved, the hub refuses, or is out of reach.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     repository, revision = parse(name)
     if revision is not None:
@@ -51,11 +50,7 @@ def push_to_hub(
         card = (folder / CARD).read_text(encoding="utf-8").replace(PLACE, shown)
         files = {CARD: card.encode(), CONFIG: (folder / CONFIG).read_bytes(), TENSORS: (folder / TENSORS).read_bytes()}
     additions = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=data) for file, data in files.items()]
-    try:
+    with asking(shown, "check the network, and that HF_HUB_OFFLINE is not set"):
         api = HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         return str(api.create_commit(repository, additions, commit_message=message).commit_url)
-    except HfHubHTTPError as error:
-        refuse(shown, error)
-    except OSError as error:
-        unreachable(shown, error)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from viapt.adapter_files import read_config, read_tensors
 from viapt.create import create_model
-from viapt.errors import ArtifactError
+from viapt.errors import ArtifactError, ConfigError
 from viapt.foreign_checkpoint import as_tensor, check_suffix, classes_of, fill, read_state, refuse, write_state
 from viapt.hub import adapter_folder
 from viapt.model import PromptedClassifier
@@ -42,6 +42,16 @@ NAMES = {  # by the end of a name there
     "prompt_proj.bias": "projection.bias",
     "head.last_layer.weight": "head.weight",
     "head.last_layer.bias": "head.bias",
+}
+LAYOUTS = {  # what the first prompts and the others are called in it
+    "checkpoint": ("enc.transformer.prompt_embeddings", "enc.transformer.deep_prompt_embeddings"),
+    "prompts": ("shallow_prompt", "deep_prompt"),
+}
+BESIDE = {  # the prompts: here, in a checkpoint
+    "method.projection.weight": "enc.transformer.prompt_proj.weight",
+    "method.projection.bias": "enc.transformer.prompt_proj.bias",
+    "head.weight": "head.last_layer.weight",
+    "head.bias": "head.last_layer.bias",
 }
 STAGE = re.compile(r"(^|.*\.)deep_prompt_embeddings_\d+")  # of Swin
 WHY_NOT_SWIN = "that code's Swin makes its features in another way"
@@ -184,19 +194,43 @@ def from_vpt(
     return model, found.head is not None
 
 
-def to_vpt(adapter: str | Path, path: str | Path) -> Path:
-    """Write an adapter of VPT as a checkpoint for the authors' code: .safetensors, or .pth with the tensors as "model".
+def to_vpt(adapter: str | Path, path: str | Path, layout: str = "checkpoint") -> Path:
+    """Write an adapter of VPT in a layout of the authors' code, as .safetensors or .pth.
 
     Args:
         adapter: a folder, or hf://user/name.
         path: replaced, if it is there.
+        layout: "checkpoint", in a .pth with the tensors as "model"; or "prompts", that of prompt_ep*.pth, which has no
+            place for the head.
 
     Raises:
-        ArtifactError: the adapter cannot be read, or is not of VPT.
-        ConfigError: another suffix.
+        ArtifactError: the adapter cannot be read, is not of VPT, or has a projection, which "prompts" has no place for.
+        ConfigError: another suffix or layout.
     """
     path, folder = Path(path), adapter_folder(adapter)
     check_suffix(path, (".pth",))
+    if layout not in LAYOUTS:
+        raise ConfigError(f"The layout is to be {layout!r}", expected=" or ".join(LAYOUTS))
+    tensors = own_tensors(folder)
+    shallow, deep = LAYOUTS[layout]
+    prompts = tensors["method.prompts"]
+    state = {shallow: prompts[None] if prompts.ndim == 2 else prompts[:1]}
+    if prompts.ndim == 3:
+        state[deep] = prompts[1:]
+    if layout == "checkpoint":
+        state |= {there: tensors[here] for here, there in BESIDE.items() if here in tensors}
+        return write_state(path, state, "model")
+    if "method.projection.weight" in tensors:
+        refuse(folder, "holds prompts that are projected", remedy="write a checkpoint, which holds the projection, too")
+    return write_state(path, state, None)
+
+
+def own_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter that the authors' code could use.
+
+    Raises:
+        ArtifactError: the adapter cannot be read, or is not of VPT for a vision transformer.
+    """
     config = read_config(folder)
     if config["method"] not in ("vpt-shallow", "vpt-deep") or config["method_arguments"].get("shared"):
         raise ArtifactError(
@@ -213,12 +247,4 @@ def to_vpt(adapter: str | Path, path: str | Path) -> Path:
             f"holds prompts of {width} numbers for features of {features}",
             expected=f"those of a vision transformer, which have as many: {WHY_NOT_SWIN}",
         )
-    state = {"enc.transformer.prompt_embeddings": prompts[None] if prompts.ndim == 2 else prompts[:1]}
-    if prompts.ndim == 3:
-        state["enc.transformer.deep_prompt_embeddings"] = prompts[1:]
-    names = {"method.projection": "enc.transformer.prompt_proj", "head": "head.last_layer"}
-    for ours, theirs in names.items():
-        for kind in ("weight", "bias"):
-            if f"{ours}.{kind}" in tensors:
-                state[f"{theirs}.{kind}"] = tensors[f"{ours}.{kind}"]
-    return write_state(path, state, "model")
+    return tensors

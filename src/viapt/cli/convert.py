@@ -22,6 +22,12 @@ def convert(
     classes: Annotated[
         str | None, typer.Option(help="Names, with commas between them (default: numbers, if there is a head).")
     ] = None,
+    layout: Annotated[
+        Literal["checkpoint", "prompts"] | None,
+        typer.Option(
+            help="Of VPT files with --from viapt: a checkpoint (default), or prompts alone, as in prompt_ep*.pth."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Convert prompts of the authors' VPT code, or adapters of the authors' Adapter+ code, to an adapter, and back.
@@ -32,17 +38,16 @@ def convert(
     given = {"--backbone": backbone, "--weights": weights, "--image-size": image_size, "--classes": classes}
     if origin == "viapt" and (idle := [name for name, value in given.items() if value is not None]):
         raise ConfigError(f"{idle[0]} has no effect on --from viapt", expected="--to FILE alone")
+    if origin != "viapt" and layout is not None:
+        raise ConfigError(f"--layout has no effect on --from {origin}", expected="--from viapt")
     if to.exists() and not overwrite:
         raise ConfigError(f"{to} exists", remedy="name another, or --overwrite")
-    from viapt.adapter_files import read_config
-    from viapt.adapter_plus_checkpoint import from_adapter_plus, to_adapter_plus
-    from viapt.hub import adapter_folder
+    from viapt.adapter_plus_checkpoint import from_adapter_plus
     from viapt.tables import say
-    from viapt.vpt_checkpoint import from_vpt, to_vpt
+    from viapt.vpt_checkpoint import from_vpt
 
     if origin == "viapt":
-        method = read_config(adapter_folder(source))["method"]
-        print((to_adapter_plus if method == "adapter-plus" else to_vpt)(source, to))
+        print(back(source, to, layout))
         return
     if backbone is None:
         raise ConfigError(f"--from {origin} without --backbone", expected="the backbone that the source was trained on")
@@ -54,3 +59,26 @@ def convert(
     if not has_head:
         say(f"{source} holds no head: the adapter's is untrained, and its answers mean nothing before it is fitted")
     print(to)
+
+
+def back(adapter: Path, to: Path, layout: str | None) -> Path:
+    """Write an adapter as a file for the code of its method's authors.
+
+    Raises:
+        ConfigError: a layout is given, and its code has one alone.
+        ArtifactError: the adapter cannot be read, or is of a method without such code.
+    """
+    from viapt.adapter_files import read_config
+    from viapt.adapter_plus_checkpoint import to_adapter_plus
+    from viapt.hub import adapter_folder
+    from viapt.tables import say
+    from viapt.vpt_checkpoint import to_vpt
+
+    if read_config(adapter_folder(adapter))["method"] == "adapter-plus":
+        if layout is not None:
+            raise ConfigError(f"--layout has no effect on {adapter}, an adapter-plus adapter", expected="one of VPT")
+        return to_adapter_plus(adapter, to)
+    written = to_vpt(adapter, to, layout or "checkpoint")
+    if layout == "prompts":
+        say(f"{to} has no place for the head: it stays behind in {adapter}")
+    return written

@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from viapt.errors import DataError
+
 if TYPE_CHECKING:
     from viapt.comparison import Comparison
     from viapt.evaluation import Evaluation
     from viapt.inference import Prediction
     from viapt.inspection import Inspection
+
+FAILED_IMAGES = 3  # the exit code
 
 
 def show_evaluation(found: Evaluation) -> None:
@@ -144,3 +150,17 @@ def in_words(values: dict[str, Any]) -> str:
     return ", ".join(
         f"{key} ({value})" if isinstance(values[key], dict) else f"{key} {value}" for key, value in shown.items()
     )
+
+
+def none_readable(bad: list[str]) -> DataError:
+    """What to raise if all images are bad ones."""
+    return DataError(f"none of {len(bad)} images can be read: {'; '.join(bad[:5])}")
+
+
+def report_bad(count: int, bad: list[str]) -> None:
+    """Name the images that cannot be read, if there are any, and exit with the code for that."""
+    from viapt.tables import say
+
+    if bad:
+        say(f"{len(bad)} of {count} images cannot be read:", *bad)
+        raise typer.Exit(FAILED_IMAGES)

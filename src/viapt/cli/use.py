@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from viapt.cli.batch import Address, BatchOptions, EngineName, Gpus, Out, Overwrite, Part, Workers
-from viapt.cli.shown import show_comparison, show_evaluation, show_inspection, show_prediction
+from viapt.cli.remote import check_remote, predict_elsewhere
+from viapt.cli.shown import (
+    FAILED_IMAGES,
+    none_readable,
+    report_bad,
+    show_comparison,
+    show_evaluation,
+    show_inspection,
+    show_prediction,
+)
 from viapt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,7 +29,6 @@ if TYPE_CHECKING:
     from viapt.comparison import Comparison
     from viapt.evaluation import LabelledImages
     from viapt.exported import ExportedModel
-    from viapt.inference import Prediction
     from viapt.model import PromptedClassifier
 
 Adapter = Annotated[Path, typer.Argument(help="Folder of a run, or of a saved adapter; or hf://user/name.")]
@@ -56,8 +64,6 @@ Compile = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 IMAGE_BATCH = 64
-
-FAILED_IMAGES = 3
 
 
 def evaluate(
@@ -182,6 +188,11 @@ def predict(
     if server is not None:
         check_remote(local | {"max-disagreement": max_disagreement})
     files = [] if out else list(dict.fromkeys(references(paths)))
+    if server is not None:
+        rounds, seed = sampled(policy or "mean", rounds, seed)
+        ask = {"policy": policy or "mean", "rounds": rounds, "seed": seed, "batch_size": batch_size}
+        predict_elsewhere(server, token_file, str(adapter), files, form or "table", ask)
+        return
     opening = partial(open_model, adapter, policy, rounds, seed, weights, quantise, compile)
     good, bad = [], []
 
@@ -195,20 +206,6 @@ def predict(
             good.append(file.name)
             yield image
 
-    if server is not None:
-        rounds, seed = sampled(policy or "mean", rounds, seed)
-        inside = next((file.name for file in files if file.size >= 0), None)
-        if inside is not None:
-            raise ConfigError(f"{inside} lies in a shard", expected="image files with --server")
-        for _ in readable():
-            pass  # what cannot be read is told here, by name, and not sent
-        if not good:
-            raise DataError(f"none of {len(bad)} images can be read: {'; '.join(bad[:5])}")
-        ask = {"policy": policy or "mean", "rounds": rounds, "seed": seed, "batch_size": batch_size}
-        classes, result = predict_elsewhere(server, token_file, str(adapter), [Path(name) for name in good], ask)
-        show_prediction(classes, good, result, form or "table")
-        report_bad(len(files), bad)
-        return
     model, options = opening()
     rule: dict[str, Any] = {}
     if hasattr(model, "round_noise"):
@@ -224,7 +221,7 @@ def predict(
     except DataError:
         if good or not bad:
             raise
-        raise DataError(f"none of {len(bad)} images can be read: {'; '.join(bad[:5])}") from None
+        raise none_readable(bad) from None
     show_prediction(model.classes, good, result, form or "table", passes=adaptive)
     report_bad(len(files), bad)
 
@@ -262,47 +259,6 @@ def inspect(
         print(json.dumps({"config": config, "inspection": found.to_dict()}, indent=2, ensure_ascii=False))
     else:
         show_inspection(adapter, config, found)
-
-
-def report_bad(count: int, bad: list[str]) -> None:
-    """Name the images that cannot be read, if there are any, and exit with the code for that."""
-    from viapt.tables import say
-
-    if bad:
-        say(f"{len(bad)} of {count} images cannot be read:", *bad)
-        raise typer.Exit(FAILED_IMAGES)
-
-
-def check_remote(given: dict[str, Any]) -> None:
-    """Refuse options that a server decides about.
-
-    Raises:
-        ConfigError: naming the first one that was given.
-    """
-    for name, value in given.items():
-        if value:
-            raise ConfigError(f"--{name} has no effect with --server", expected=f"no --{name}")
-
-
-def predict_elsewhere(
-    server: str, token_file: Path | None, task: str, files: list[Path], ask: dict[str, Any]
-) -> tuple[list[str], Prediction]:
-    """The classes of a server's task, and what it says of image files.
-
-    Raises:
-        ConfigError: the server does not answer or refuses the request.
-        DataError: it cannot read an image.
-    """
-    from contextlib import closing
-    from importlib.util import find_spec
-
-    if find_spec("httpx") is None:
-        raise ConfigError("viapt predict --server needs httpx", remedy="pip install 'viapt[serve]'")
-    from viapt.serve.access import read_token
-    from viapt.serve.client import Client
-
-    with closing(Client(server, read_token(token_file))) as client:
-        return client.classes(task), client.predict(task, files, **ask)
 
 
 def load_on_device(adapter: Path, weights: Path | None, quantise: str | None, compile: bool) -> PromptedClassifier:

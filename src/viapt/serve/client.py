@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import torch
+from pydantic import BaseModel, ValidationError
 
+from viapt.data.streams import text
 from viapt.errors import ConfigError, DataError
 from viapt.inference import Prediction
+from viapt.serve.schema import Answers, ErrorBody, LimitsInfo, TaskAnswer, TaskInfo, TaskList
+
+Body = TypeVar("Body", bound=BaseModel)
 
 PATIENCE = 60.0  # seconds in which a busy server is asked again
 AGAIN = (429, 503)
@@ -39,58 +44,84 @@ class Client:
         """Give the connection up."""
         self.http.close()
 
-    def classes(self, task: str) -> list[str]:
-        """Of a task.
-
-        Raises:
-            ConfigError: the server does not answer, or has no such task.
-        """
-        return self.known(task)[0]["classes"]
-
-    def known(self, task: str) -> tuple[dict[str, Any], dict[str, int]]:
+    def known(self, task: str) -> tuple[TaskInfo, LimitsInfo]:
         """What the server says of a task, and its limits.
 
         Raises:
             ConfigError: the server does not answer, or has no such task.
         """
         overview = self.overview()
-        tasks = {one["name"]: one for one in overview["tasks"]}
+        tasks = {one.name: one for one in overview.tasks}
         if task not in tasks:
             raise ConfigError(f"{self.url} has no task {task!r}", expected=f"one of {', '.join(tasks)}")
-        return tasks[task], overview["limits"]
+        return tasks[task], overview.limits
 
     def predict(
-        self, task: str, files: Sequence[Path], policy: str, rounds: int, seed: int, batch_size: int
+        self,
+        task: TaskInfo,
+        limits: LimitsInfo,
+        files: Sequence[Path],
+        policy: str,
+        rounds: int,
+        seed: int,
+        batch_size: int,
     ) -> Prediction:
         """What a task says of image files, `batch_size` of them in a request at most.
 
+        Args:
+            task: as the server told of it.
+            limits: of the server.
+            files: that pass `check_fit`.
+            policy: this and the rest are those of `viapt.inference.predict`.
+
         Raises:
-            ConfigError: the server does not answer or refuses the request.
+            ConfigError: the server does not answer, refuses the request, or answers something else.
             DataError: it cannot read an image.
         """
-        found, limits = self.known(task)
-        classes, rows = found["classes"], rounds if policy == "multi" and found["samples"] else 1
-        most = max(1, min(batch_size, limits["images"], limits["queue"] // rows))  # one alone may be refused, in words
-        asked = {"tasks": [task], "policy": policy, "rounds": str(rounds), "seed": str(seed)}
-        answers: list[dict[str, Any]] = []
-        for some in requests(files, most, limits["request_bytes"]):
-            parts = [("images", (str(path), path.read_bytes())) for path in some]
-            found = self.send("POST", "/v1/classify", data=asked, files=parts)
-            answers += [image["tasks"][task] for image in found["images"]]
-        spreads = [[answer["spread"][name] for name in classes] for answer in answers if answer["spread"]]
+        rows = max(1, rounds) if policy == "multi" and task.samples else 1
+        most = max(1, min(batch_size, limits.images, limits.queue // rows))  # one alone may be refused, in words
+        asked = {"tasks": [task.name], "policy": policy, "rounds": str(rounds), "seed": str(seed)}
+        answers: list[TaskAnswer] = []
+        for some in requests(files, most, limits.request_bytes):
+            parts = [("images", (text(path), path.read_bytes())) for path in some]
+            found = self.send(Answers, "POST", "/v1/classify", data=asked, files=parts)
+            answers += self.matched(found, task, len(some), policy == "multi")
+        spreads = [[answer.spread[name] for name in task.classes] for answer in answers if answer.spread]
         return Prediction(
-            labels=[answer["label"] for answer in answers],
-            probabilities=torch.tensor([[answer["probabilities"][name] for name in classes] for answer in answers]),
+            labels=[answer.label for answer in answers],
+            probabilities=torch.tensor([[answer.probabilities[name] for name in task.classes] for answer in answers]),
             spread=torch.tensor(spreads) if spreads else None,
-            rounds=torch.tensor([answer["rounds"] for answer in answers]),
+            rounds=torch.tensor([answer.rounds for answer in answers]),
         )
 
-    def overview(self) -> dict[str, Any]:
-        """Tasks and limits."""
-        return self.send("GET", "/v1/tasks")
+    def matched(self, found: Answers, task: TaskInfo, count: int, spread: bool) -> list[TaskAnswer]:
+        """The answers of a task, if they are what was asked for.
 
-    def send(self, method: str, path: str, **content: Any) -> dict[str, Any]:
-        """One request, again where the server is busy.
+        Raises:
+            ConfigError: too few or too many, of another task or of other classes.
+        """
+        answers = [image.tasks[task.name] for image in found.images if task.name in image.tasks]
+        tables = [table for answer in answers for table in (answer.probabilities, answer.spread) if table is not None]
+        whole = len(answers) == len(found.images) == count and len(tables) == count * (1 + spread)
+        known = all(table.keys() == set(task.classes) for table in tables)
+        if not whole or not known or any(answer.label not in task.classes for answer in answers):
+            raise ConfigError(
+                f"{self.url} does not answer for each image and class of {task.name!r}",
+                expected="viapt serve",
+                remedy="ask again, if the task was replaced meanwhile",
+            )
+        return answers
+
+    def overview(self) -> TaskList:
+        """Tasks and limits.
+
+        Raises:
+            ConfigError: the server does not answer, or answers something else.
+        """
+        return self.send(TaskList, "GET", "/v1/tasks")
+
+    def send(self, kind: type[Body], method: str, path: str, **content: Any) -> Body:
+        """The answer to one request, which is sent again where the server is busy.
 
         Raises:
             ConfigError: the server does not answer, answers something else, or refuses the request.
@@ -108,42 +139,59 @@ class Client:
             if response.status_code in AGAIN and wait.isdigit() and time.monotonic() + int(wait) < deadline:
                 time.sleep(int(wait))
                 continue
-            return self.understand(response)
+            return self.understand(response, kind)
 
-    def understand(self, response: httpx.Response) -> dict[str, Any]:
+    def understand(self, response: httpx.Response, kind: type[Body]) -> Body:
         """The body of a good answer."""
         try:
-            body = response.json()
             if response.is_success:
-                return body
-            error = body["error"]
-            told = {"expected": error["expected"] or "", "remedy": error["remedy"] or ""}
-            found, code = error["message"], error["code"]
-        except (ValueError, KeyError, TypeError):
+                return kind.model_validate_json(response.content)
+            error = ErrorBody.model_validate_json(response.content).error
+        except ValidationError:
             raise ConfigError(
                 f"{self.url} answers {response.status_code} and nothing that viapt knows", expected="viapt serve"
             ) from None
-        kind = DataError if code == "unreadable_image" else ConfigError
-        raise kind(f"{self.url} answers {response.status_code}: {found}", **told)
+        wrong = DataError if error.code == "unreadable_image" else ConfigError
+        raise wrong(
+            f"{self.url} answers {response.status_code}: {error.message}",
+            expected=error.expected or "",
+            remedy=error.remedy or "",
+        )
+
+
+def check_fit(path: Path, pixels: int, limits: LimitsInfo) -> None:
+    """Refuse an image that the server would refuse.
+
+    Args:
+        path: of its file.
+        pixels: that it has.
+        limits: of the server.
+
+    Raises:
+        DataError: it has too many pixels, or too many bytes for a request.
+    """
+    if pixels > limits.pixels:
+        raise DataError(f"{text(path)}: has {pixels:,} pixels, more than the server's {limits.pixels:,}")
+    if share(path) + SURROUNDING > limits.request_bytes:
+        size = path.stat().st_size
+        raise DataError(f"{text(path)}: has {size:,} bytes, too many for the server's {limits.request_bytes:,}")
 
 
 def requests(files: Sequence[Path], images: int, size: int) -> Iterator[list[Path]]:
-    """Files for one request each: so many images, and no more bytes than it may have.
-
-    Raises:
-        DataError: a file alone is too large.
-    """
+    """Files for one request each: so many images, and no more bytes than it may have, where one alone has no more."""
     batch: list[Path] = []
-    total = 0
+    total = SURROUNDING
     for path in files:
-        own = path.stat().st_size
-        share = own + SURROUNDING + len(str(path))
-        if share + SURROUNDING > size:
-            raise DataError(f"{path} has {own:,} bytes", expected=f"less than the server's {size:,}")
-        if batch and (len(batch) == images or total + share + SURROUNDING > size):
+        own = share(path)
+        if batch and (len(batch) == images or total + own > size):
             yield batch
-            batch, total = [], 0
+            batch, total = [], SURROUNDING
         batch.append(path)
-        total += share
+        total += own
     if batch:
         yield batch
+
+
+def share(path: Path) -> int:
+    """Bytes of a request that a file takes, at most."""
+    return path.stat().st_size + SURROUNDING + len(text(path).encode())
