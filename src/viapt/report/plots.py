@@ -61,7 +61,8 @@ def accuracy_against_parameters(
 ) -> bytes:
     """Accuracy with its interval over the number of learnable parameters, on a logarithmic axis that begins at zero.
 
-    Methods with nearly as many parameters are drawn side by side, so that they do not hide one another.
+    Methods with nearly as many parameters are drawn side by side, so that they do not hide one another: half a
+    marker from one to the next, which is little beside the axis.
 
     Args:
         points: by the name that the legend shows; up to 49.
@@ -71,7 +72,8 @@ def accuracy_against_parameters(
     from matplotlib.transforms import ScaledTranslation
 
     names = {name: textwrap.fill(name, 44) for name in points}
-    rows = sum(name.count("\n") + 1 for name in names.values()) + frontier
+    columns = 1 if max(map(len, points)) > 20 else 3
+    rows = math.ceil((sum(name.count("\n") + 1 for name in names.values()) + frontier) / columns)
     width, height = SIZE
     figure, axes = panel(x, y, size=(width, height + 0.2 * max(0, rows - 3)))
     scale_from_zero(axes, [float(point.parameters) for point in points.values()])
@@ -98,7 +100,7 @@ def accuracy_against_parameters(
             label=names[name],
             transform=axes.transData + ScaledTranslation(aside[name], 0, figure.dpi_scale_trans),
         )
-    figure.legend(loc="outside upper left", frameon=False, labelcolor=INK)
+    figure.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK)
     return png(figure)
 
 
@@ -123,22 +125,21 @@ def scale_from_zero(axes: Axes, counts: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def side_by_side(axes: Axes, points: Mapping[str, Point], apart: float = 0.14) -> dict[str, float]:
+def side_by_side(axes: Axes, points: Mapping[str, Point], apart: float = 0.07) -> dict[str, float]:
     """Inches by which to move points to the side, so that none hides another's marker or interval."""
     x, y = (edges_to_inches(axis) for axis in (axes.get_xaxis(), axes.get_yaxis()))
     at = {name: x(float(point.parameters)) for name, point in points.items()}
     spans = {name: marked(point, y) for name, point in points.items()}
     crowds: list[list[str]] = []
     for name in sorted(points, key=at.__getitem__):
-        near = (c for c in crowds if at[name] - at[c[-1]] < apart and any(meet(spans[name], spans[m]) for m in c))
+        near = (c for c in crowds if at[name] - at[c[-1]] < 2 * apart and any(meet(spans[name], spans[m]) for m in c))
         crowd = next(near, None)
         if crowd is None:
             crowds.append(crowd := [])
         crowd.append(name)
     moved = {}
     for crowd in crowds:
-        middle = sum(at[name] for name in crowd) / len(crowd)
-        moved |= {name: middle + apart * (k - (len(crowd) - 1) / 2) - at[name] for k, name in enumerate(crowd)}
+        moved |= {name: apart * (k - (len(crowd) - 1) / 2) for k, name in enumerate(crowd)}
     return moved
 
 
