@@ -66,11 +66,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def started(folder: Path, corrupt: Path, port: int, threads: int) -> subprocess.Popen[bytes]:
+def started(folder: Path, corrupt: Path, port: int, args: argparse.Namespace) -> subprocess.Popen[bytes]:
     """The service, when it is ready; the corrupt adapter may be loaded as well."""
     command = [sys.executable, "-m", "viapt", "serve", str(folder), "--port", str(port)]
     command += ["--root", str(folder), "--root", str(corrupt.parent)]
-    environment = os.environ | {"VIAPT_TOKEN": TOKEN, "OMP_NUM_THREADS": str(threads), "ACCELERATE_USE_CPU": "true"}
+    command += [f"--{name}={value}" for name in ("rows", "passes") if (value := getattr(args, name)) is not None]
+    own = {"VIAPT_TOKEN": TOKEN, "OMP_NUM_THREADS": str(args.threads), "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | own
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         try:
@@ -216,6 +218,8 @@ def main() -> None:
     parser.add_argument("--capacity-seconds", type=float, default=60)
     parser.add_argument("--part", type=float, default=0.7, help="of the capacity")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the service's passes")
+    parser.add_argument("--rows", type=int, help="of a pass (default: as the service measures)")
+    parser.add_argument("--passes", type=int, help="at the same time, likewise")
     parser.add_argument("--seed", type=int, default=0, help="of what the clients ask, and when")
     parser.add_argument("--note", default="", help="what else the machine did meanwhile")
     parser.add_argument("--json", type=Path)
@@ -226,7 +230,7 @@ def main() -> None:
         shown = pictures(PICTURES)
         port = free_port()
         world = World(f"http://127.0.0.1:{port}", TOKEN, shown, predicted(adapters, shown))
-        process = started(Path(folder), corrupt, port, args.threads)
+        process = started(Path(folder), corrupt, port, args)
         try:
             result = asyncio.run(measured(world, corrupt, process.pid, args))
             process.send_signal(signal.SIGTERM)
