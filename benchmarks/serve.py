@@ -40,7 +40,7 @@ import httpx
 
 import measure
 import viapt
-from service_load import Tally, Wait, World, load, pictures, predicted
+from service_load import Tally, Wait, World, load, pictures, predicted, seed_of
 from service_tasks import Changes, corrupted, keep_changing
 
 METHODS = ["viapt", "vpt-deep", "vpt-shallow", "linear"]
@@ -96,11 +96,11 @@ def cpu_seconds(pid: int) -> float:
 
 
 async def phase(
-    world: World, pid: int, args: argparse.Namespace, seconds: float, rate: float | None, seed: int
+    world: World, pid: int, args: argparse.Namespace, seconds: float, rate: float | None, name: str
 ) -> tuple[Tally, float, float]:
-    """Some load: what came of it, requests a second and cores in use, until the last answer."""
+    """One of `PHASES`: what came of it, requests a second and cores in use, until the last answer."""
     began, before = time.monotonic(), cpu_seconds(pid)
-    tally = await load(world, args.clients, seconds, rate, seed=seed)
+    tally = await load(world, args.clients, seconds, rate, seed=seed_of(args.seed, name))
     took = time.monotonic() - began
     pace, cores = answered(tally) / took, (cpu_seconds(pid) - before) / took
     say(f"{pace:.2f} requests/s on {cores:.2f} cores, p50 {quantile(tally.waits, 0.5):.3f} s, {dict(tally.counts)}")
@@ -109,16 +109,16 @@ async def phase(
 
 async def measured(world: World, corrupt: Path, pid: int, args: argparse.Namespace) -> dict[str, Any]:
     """Warm-up, capacity, the load, and the capacity again."""
-    warm, *_ = await phase(world, pid, args, args.warm_up, None, 4 * args.seed)
-    full, capacity, full_cores = await phase(world, pid, args, args.capacity_seconds, None, 4 * args.seed + 1)
+    warm, *_ = await phase(world, pid, args, args.warm_up, None, "warm-up")
+    full, capacity, full_cores = await phase(world, pid, args, args.capacity_seconds, None, "capacity")
     samples: list[float] = []
     changes = Changes()
     beside = [asyncio.create_task(watch(pid, samples)), asyncio.create_task(keep_changing(world, corrupt, changes))]
-    under, rate, cores = await phase(world, pid, args, args.seconds, capacity * args.part, 4 * args.seed + 2)
+    under, rate, cores = await phase(world, pid, args, args.seconds, capacity * args.part, "load")
     for task in beside:
         task.cancel()
     await asyncio.gather(*beside, return_exceptions=True)
-    again, capacity_after, cores_after = await phase(world, pid, args, args.capacity_seconds, None, 4 * args.seed + 3)
+    again, capacity_after, cores_after = await phase(world, pid, args, args.capacity_seconds, None, "capacity after")
     parts = [warm, full, under, again]
     faults = {
         "lost": [case for part in parts for case in part.lost],

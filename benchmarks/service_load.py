@@ -41,6 +41,8 @@ FAULTS = {
     "malformed": (400, "http_400"),
     "cut": (422, "invalid_request"),
 }
+BAD = {*FAULTS, "vanish"}  # kinds that get no prediction
+PHASES = "warm-up", "capacity", "load", "capacity after"
 SLOW, PIECES = 0.5, 5  # seconds that a slow client takes to send, and in how many pieces
 SEVERAL, SEED = 3, 5  # pictures, tasks or rounds
 BUSY = (429, 503)
@@ -146,11 +148,16 @@ def bomb() -> bytes:
 def drawn(draw: random.Random, tasks: Sequence[str], pictures: int) -> Ask:
     """What a client asks next."""
     (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
-    if kind == "vanish" or kind in FAULTS:
+    if kind in BAD:
         chosen = [draw.randrange(pictures)]
         return Ask(kind, tasks[:1], chosen, whole=kind != "vanish" or draw.choice([False, True]))
     some = draw.sample(tasks, SEVERAL if kind == "tasks" else 1)
     return Ask(kind, some, draw.sample(range(pictures), SEVERAL if kind == "several" else 1))
+
+
+def seed_of(seed: int, phase: str) -> int:
+    """Of what is asked in one of the `PHASES` of a run."""
+    return len(PHASES) * seed + PHASES.index(phase)
 
 
 def client_draws(clients: int, seed: int) -> list[random.Random]:

@@ -29,7 +29,7 @@ from typing import Any
 
 import measure
 from serve import METHODS, PICTURES, RATIO, quantiles
-from service_load import FAULTS, SEVERAL, SLOW, Ask, Wait, client_draws, drawn
+from service_load import BAD, SEVERAL, SLOW, Ask, Wait, client_draws, drawn, seed_of
 
 
 def rows(ask: Ask) -> int:
@@ -76,7 +76,8 @@ class Queue:
         """The waits of answers, and requests a second."""
         now = 0.0
         for client, draw in enumerate(self.draws):
-            self.at(draw.uniform(0, self.gap or 0), (client, None))
+            due = draw.uniform(0, self.gap or 0)
+            self.at(due, (client, due))
         while self.events:
             now, _, event = heapq.heappop(self.events)
             match event:
@@ -85,7 +86,7 @@ class Queue:
                 case (Request() as request, int(done)):
                     self.finish(now, request, done)
                 case (client, due):
-                    self.ask(now, client, now if due is None else due, seconds)
+                    self.ask(now, client, due, seconds)
             self.start(now)
         return self.waits, self.asked / now
 
@@ -99,7 +100,7 @@ class Queue:
             return
         self.asked += 1
         ask = drawn(self.draws[client], self.tasks, PICTURES)
-        if ask.kind in FAULTS or ask.kind == "vanish":
+        if ask.kind in BAD:
             return self.again(now, client, due)
         request = Request(client, ask, due, now, rows(ask))
         if ask.kind == "slow":
@@ -134,8 +135,8 @@ def ratios(args: argparse.Namespace, passes: int, whole: bool, part: float) -> d
     found: dict[int, dict[str, float]] = {}
     for seed in args.seeds:
         common = args.clients, args.tasks, passes, args.row * passes / args.cores
-        _, capacity = Queue(*common, None, 4 * seed + 1, whole).run(120)
-        waits, _ = Queue(*common, capacity * part, 4 * seed + 2, whole).run(args.seconds)
+        _, capacity = Queue(*common, None, seed_of(seed, "capacity"), whole).run(120)
+        waits, _ = Queue(*common, capacity * part, seed_of(seed, "load"), whole).run(args.seconds)
         found[seed] = quantiles([wait for wait in waits if wait.kind != "slow"])
     return {
         "passes": passes,

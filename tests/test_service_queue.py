@@ -54,7 +54,7 @@ def test_at_full_speed_no_pass_idles(queue: Any, passes: int) -> None:
     _, rate = service.run(500)
     draw = queue.client_draws(1, 3)[0]
     asks = [queue.drawn(draw, service.tasks, queue.PICTURES) for _ in range(20_000)]
-    work = sum(queue.rows(ask) for ask in asks if ask.kind not in queue.FAULTS and ask.kind != "vanish") / len(asks)
+    work = sum(queue.rows(ask) for ask in asks if ask.kind not in queue.BAD) / len(asks)
     assert rate == pytest.approx(passes / (work * ROW), rel=0.04)
 
 
