@@ -1,6 +1,6 @@
 """How long clients would wait at a service without faults of its own: the queue alone, with the clients of `serve.py`.
 
-    python benchmarks/service_queue.py --json benchmarks/results/service_queue.json   # two minutes
+    python benchmarks/service_queue.py --json benchmarks/results/service_queue.json   # four minutes
 
 Rows all take equally long, some of them at a time, in the order in which their requests came; nothing else takes time:
 no decoding, no refusals, no changes of tasks. What each client asks and when is what `service_load.py` draws, at a part
@@ -10,6 +10,7 @@ which they are served; where a measured one is like it, the service has not made
 passes   at the same time, of `--row` x passes / cores seconds each: one pass at a time loses nothing by taking all
          cores for one row, as it would in truth
 whole    requests are not cut into rows: the rows of each follow each other in one pass
+lead     for each of its rows, a request is served as if it had come so many passes earlier: who needs most begins first
 part     of the requests a second at full speed
 p50, p99 medians over the seeds, in seconds
 below    how many seeds have a ratio below 3
@@ -21,7 +22,6 @@ import argparse
 import heapq
 import json
 import statistics
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,19 +58,29 @@ class Queue:
         passes: at a time, each of `row` seconds.
         rate: requests a second of all clients together; None: each asks again when it is answered.
         whole: a request takes one pass for all of its rows, one after the other.
+        lead: passes by which a request is preferred for each of its rows; 0: first come, first served.
     """
 
     def __init__(
-        self, clients: int, tasks: int, passes: int, row: float, rate: float | None, seed: int, whole: bool
+        self,
+        clients: int,
+        tasks: int,
+        passes: int,
+        row: float,
+        rate: float | None,
+        seed: int,
+        *,
+        whole: bool = False,
+        lead: float = 0.0,
     ) -> None:
         self.tasks = sorted(f"task{k}" for k in range(tasks))
         self.draws = client_draws(clients, seed)
         self.gap = None if rate is None else clients / rate
-        self.row, self.free, self.whole = row, passes, whole
-        self.waiting: deque[tuple[Request, int]] = deque()
+        self.row, self.free, self.whole, self.lead = row, passes, whole, lead
+        self.waiting: list[tuple[float, int, Request, int]] = []  # a heap: rank, and what came first among equals
         self.events: list[tuple[float, int, Any]] = []
         self.waits: list[Wait] = []
-        self.asked = self.happened = 0
+        self.asked = self.happened = self.arrived = 0
 
     def run(self, seconds: float) -> tuple[list[Wait], float]:
         """The waits of answers, and requests a second."""
@@ -82,7 +92,7 @@ class Queue:
             now, _, event = heapq.heappop(self.events)
             match event:
                 case Request():  # its client, who is slow, has sent it
-                    self.arrive(event)
+                    self.arrive(now, event)
                 case (Request() as request, int(done)):
                     self.finish(now, request, done)
                 case (client, due):
@@ -105,15 +115,17 @@ class Queue:
         request = Request(client, ask, due, now, rows(ask))
         if ask.kind == "slow":
             return self.at(now + SLOW, request)
-        return self.arrive(request)
+        return self.arrive(now, request)
 
-    def arrive(self, request: Request) -> None:
-        pieces = [request.left] if self.whole else [1] * request.left
-        self.waiting.extend((request, piece) for piece in pieces)
+    def arrive(self, now: float, request: Request) -> None:
+        rank = now - self.lead * self.row * request.left
+        for piece in [request.left] if self.whole else [1] * request.left:
+            self.arrived += 1
+            heapq.heappush(self.waiting, (rank, self.arrived, request, piece))
 
     def start(self, now: float) -> None:
         while self.free and self.waiting:
-            request, piece = self.waiting.popleft()
+            _, _, request, piece = heapq.heappop(self.waiting)
             self.free -= 1
             self.at(now + piece * self.row, (request, piece))
 
@@ -130,18 +142,18 @@ class Queue:
         self.at(max(now, following), (client, following))
 
 
-def ratios(args: argparse.Namespace, passes: int, whole: bool, part: float) -> dict[str, Any]:
-    """Of all seeds."""
+def ratios(args: argparse.Namespace, part: float, passes: int, **way: Any) -> dict[str, Any]:
+    """Of all seeds; `way` goes to the queue."""
     found: dict[int, dict[str, float]] = {}
     for seed in args.seeds:
         common = args.clients, args.tasks, passes, args.row * passes / args.cores
-        _, capacity = Queue(*common, None, seed_of(seed, "capacity"), whole).run(120)
-        waits, _ = Queue(*common, capacity * part, seed_of(seed, "load"), whole).run(args.seconds)
+        _, capacity = Queue(*common, None, seed_of(seed, "capacity"), **way).run(120)
+        waits, _ = Queue(*common, capacity * part, seed_of(seed, "load"), **way).run(args.seconds)
         found[seed] = quantiles([wait for wait in waits if wait.kind != "slow"])
     return {
-        "passes": passes,
-        "whole": whole,
         "part": part,
+        "passes": passes,
+        **way,
         "p50": statistics.median(one["p50"] for one in found.values()),
         "p99": statistics.median(one["p99"] for one in found.values()),
         "ratio": quartiles([one["p99 / p50"] for one in found.values()]),
@@ -165,11 +177,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(100)))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found = [
-        ratios(args, passes, whole, part)
-        for part in (0.6, 0.7, 0.8)
-        for passes, whole in ((args.cores, False), (args.cores, True), (1, False))
+    ways: list[dict[str, Any]] = [
+        {"passes": args.cores},
+        {"passes": args.cores, "whole": True},
+        {"passes": 1},
+        *({"passes": args.cores, "lead": lead} for lead in (-0.5, 0.5, 1.0, 2.0)),
     ]
+    found = [ratios(args, part, **way) for part in (0.6, 0.7, 0.8) for way in ways]
     print(json.dumps(found, indent=2))
     measure.write(args.json, {key: value for key, value in vars(args).items() if key != "json"}, result=found)
 

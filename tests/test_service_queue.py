@@ -35,7 +35,7 @@ def test_rows(queue: Any) -> None:
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_client_alone_waits_for_its_own_rows(queue: Any, whole: bool) -> None:
-    waits, rate = queue.Queue(1, TASKS, 2, ROW, 0.5, 0, whole).run(2000)
+    waits, rate = queue.Queue(1, TASKS, 2, ROW, 0.5, 0, whole=whole).run(2000)
     assert rate == pytest.approx(0.5, rel=0.01)
     passes = {"one": {1}, "several": {3 if whole else 2}, "tasks": {2, 3} if whole else {1, 2}}
     passes["rounds"] = {1, 3} if whole else {1, 2}
@@ -50,7 +50,7 @@ def test_a_client_alone_waits_for_its_own_rows(queue: Any, whole: bool) -> None:
 @pytest.mark.parametrize("passes", [1, 2])
 def test_at_full_speed_no_pass_idles(queue: Any, passes: int) -> None:
     """As many requests as their rows allow: those of the same draws, counted by hand."""
-    service = queue.Queue(16, TASKS, passes, ROW, None, 3, False)
+    service = queue.Queue(16, TASKS, passes, ROW, None, 3)
     _, rate = service.run(500)
     draw = queue.client_draws(1, 3)[0]
     asks = [queue.drawn(draw, service.tasks, queue.PICTURES) for _ in range(20_000)]
@@ -60,10 +60,10 @@ def test_at_full_speed_no_pass_idles(queue: Any, passes: int) -> None:
 
 def test_first_come_first_served(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pass at a time: Lindley's recursion, from when requests were sent and their rows."""
-    service = queue.Queue(3, TASKS, 1, ROW, 3.0, 1, False)
+    service = queue.Queue(3, TASKS, 1, ROW, 3.0, 1)
     came: list[Any] = []
     arrive = service.arrive
-    monkeypatch.setattr(service, "arrive", lambda request: (came.append(replace(request)), arrive(request)))
+    monkeypatch.setattr(service, "arrive", lambda now, request: (came.append(replace(request)), arrive(now, request)))
     waits, _ = service.run(300)
     expected, free = Counter[float](), 0.0
     for request in came:
@@ -71,3 +71,18 @@ def test_first_come_first_served(queue: Any, monkeypatch: pytest.MonkeyPatch) ->
         expected[round(free - request.sent, 6)] += 1
     assert Counter(round(wait.sent, 6) for wait in waits) == expected
     assert max(expected) > 3 * ROW + queue.SLOW  # somebody has waited for others
+
+
+def test_a_lead_of_those_who_need_more(queue: Any) -> None:
+    """Two wait while one is served; the later one has two rows, and with a lead of a pass each begins as early."""
+    for lead, order in ((0.0, ["short", "long", "long"]), (2.0, ["long", "long", "short"])):
+        service = queue.Queue(1, TASKS, 1, ROW, None, 0, lead=lead)
+        for now, kind, rows in ((0.0, "short", 1), (ROW, "long", 2)):
+            service.arrive(now, queue.Request(0, queue.Ask(kind, [], []), now, now, rows))
+        served = []
+        for _ in range(3):
+            service.free = 1
+            service.start(ROW)
+        while service.events:
+            served.append(queue.heapq.heappop(service.events)[2][0].ask.kind)
+        assert served == order
