@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plain_vit import deep, embed, feature, gelu, layer_norm, shallow
 from viapt.errors import BackboneError, ConfigError
@@ -157,6 +157,17 @@ def e2vpt_feature(model: PromptedClassifier, images: Tensor, mask: Tensor) -> Te
 
 
 @pytest.mark.parametrize("shared", [True, False])
+def test_keys_and_values_of_e2vpt_start_as_in_the_authors_code(shared: bool) -> None:
+    """`kaiming_uniform_` of a tensor (heads, prompts, 64), with a leaky ReLU's slope of 0."""
+    torch.manual_seed(0)
+    method = E2VPT(768, 12, (16, 16), shared_key_value=shared)
+    theirs = nn.init.kaiming_uniform_(torch.empty(12, method.key_value_prompts, 64), a=0)
+    ours = torch.stack([attention.prompts for attention in method.attentions])
+    assert ours.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.01)
+    assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.03)
+
+
+@pytest.mark.parametrize("shared", [True, False])
 def test_e2vpt_is_its_equations(shared: bool) -> None:
     model, images = model_of("e2vpt", shared_key_value=shared, segments=3)
     method = model.method
@@ -192,7 +203,7 @@ def test_importance_is_the_mean_absolute_derivative() -> None:
     model = subject.trained().double()
     data = Pairs()
     tokens, segments = importance(model, [(image.double(), label) for image, label in data.items], batch_size=2)
-    losses = torch.nn.CrossEntropyLoss(reduction="none")
+    losses = nn.CrossEntropyLoss(reduction="none")
     images, labels = torch.stack([image for image, _ in data.items]).double(), torch.tensor([y for _, y in data.items])
 
     def slope(mask: Tensor, index: tuple[int, ...]) -> float:

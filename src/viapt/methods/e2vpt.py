@@ -15,6 +15,8 @@ from viapt.errors import BackboneError, ConfigError
 from viapt.methods.base import PromptMethod, init_bound, rows_of, stand_in
 from viapt.widths import Widths, prompt_parameter
 
+HEAD = 64  # dimensions of a head in the paper's ViT-B, and in all models here up to ViT-L
+
 
 class E2VPT(PromptMethod):
     """VPT-Deep with masks, and in every block further keys and values that no token asks for (section 3.2 and 3.3).
@@ -104,7 +106,8 @@ class Widened(nn.Module):
     def __init__(self, kinds: int, count: int, dim: int) -> None:
         super().__init__()
         self.prompts = nn.Parameter(torch.empty(kinds, count, dim))
-        nn.init.uniform_(self.prompts, -math.sqrt(3) * 0.02, math.sqrt(3) * 0.02)
+        bound = math.sqrt(6 / (count * HEAD))  # Kaiming's, by a fan of count x HEAD, as the authors' code has it
+        nn.init.uniform_(self.prompts, -bound, bound)
 
     def forward(self, attn: Any, x: Float[Tensor, "batch t dim"], **options: Any) -> Float[Tensor, "batch t dim"]:
         """`attn` is timm's; its own layers do the computing."""
