@@ -39,6 +39,9 @@ def backbone(tmp_path, monkeypatch):
     return small_world(tmp_path)
 
 
+LR = {"low": 0.1, "high": 1.0}
+
+
 class InProcess:
     """Does jobs here and now, and counts them; may be told to fail, or to be interrupted."""
 
@@ -209,6 +212,36 @@ def test_lost_jobs_are_failures(backbone, tmp_path):
     assert progress.done + progress.skipped == 4 and progress.failed == 4 and progress.open == 0
     causes = set(progress.causes.values())
     assert causes == {"ConnectionError: the node is gone", "No trial of the search succeeded"}
+
+
+def test_an_impossible_point_is_a_failed_trial_and_the_search_goes_on(backbone, tmp_path, monkeypatch):
+    """Of 24 dimensions, segments are possible that divide it."""
+    monkeypatch.setattr("viapt.bench.plan.probes", lambda space: [])
+    pair = [Entrant("linear"), Entrant("e2vpt", {"num_prompts": 2})]
+    plan = small_plan(backbone, entrants=pair, trials=6, space={"segments": {"low": 4, "high": 11}, "lr": LR})
+    engine = InProcess(limit=9)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "out", engine)
+    progress = run(plan, tmp_path / "out", InProcess())
+    with Store(tmp_path / "out") as store:
+        records, failures = store.records(), store.failures()
+        assert not store.open_cells()
+    assert 0 < len(failures) < 6 and progress.failed == len(failures) and len(records) == 16 - len(failures)
+    assert all("segments = " in failure.cause and "a divisor of 24" in failure.cause for failure in failures)
+    plan = small_plan(backbone, entrants=pair, trials=3, space={"segments": {"choices": [5, 7]}, "lr": LR})
+    assert run(plan, tmp_path / "none", InProcess()).failed == 3 + 2
+    with Store(tmp_path / "none") as store:
+        assert {record["method"] for record in store.records()} == {"linear"} and not store.open_cells()
+        assert [failure.cell.trial for failure in store.failures()] == [-1, -1, 0, 1, 2]
+
+
+def test_points_that_become_equal_share_their_job(backbone, tmp_path):
+    space = {"kept_dim": {"choices": [4, 8]}, "image_gate": {"choices": [True, False]}}
+    engine = InProcess()
+    plan = small_plan(backbone, entrants=[Entrant("viapt", {"num_prompts": 12})], trials=8, space=space)
+    assert run(plan, tmp_path, engine).failed == 0
+    trials = [job for job in engine.jobs if job.seed == plan.protocol.search_seed]
+    assert {job.options["image_gate"] for job in engine.jobs} == {False} and len(trials) <= 3
 
 
 def test_one_runner_and_one_protocol_for_a_folder(backbone, tmp_path):

@@ -54,6 +54,8 @@ def split_cases(draw):
     if draw(st.booleans()):
         official = np.array(draw(st.lists(st.booleans(), min_size=len(labels), max_size=len(labels))), bool)
     pool = len(labels) if official is None else int((~official).sum())
+    if official is None:
+        pool -= pool // 3
     train = draw(st.integers(0, pool))
     val = draw(st.integers(0, pool - train))
     return labels, official, train, val, draw(st.integers(0, 150)), draw(st.integers(0, 2**32))
@@ -66,7 +68,7 @@ def test_splits_are_disjoint_of_the_asked_sizes_and_repeatable(case):
     parts = split(task, train, val, test, seed)
     joined = np.concatenate(list(parts.values()))
     assert len(set(joined.tolist())) == len(joined) and set(joined) <= set(range(len(task.labels)))
-    available = len(task.labels) - train - val if official is None else int(official.sum())
+    available = len(task.labels) // 3 if official is None else int(official.sum())
     assert {name: len(part) for name, part in parts.items()} == {
         "train": train,
         "val": val,
@@ -74,8 +76,6 @@ def test_splits_are_disjoint_of_the_asked_sizes_and_repeatable(case):
     }
     if official is not None:
         assert official[parts["test"]].all() and not official[parts["train"]].any() and not official[parts["val"]].any()
-    elif test >= available:
-        assert len(joined) == len(task.labels)
     for name, part in split(task, train, val, test, seed).items():
         np.testing.assert_array_equal(part, parts[name])
         assert (np.diff(part) > 0).all()
@@ -83,24 +83,47 @@ def test_splits_are_disjoint_of_the_asked_sizes_and_repeatable(case):
 
 @given(split_cases())
 def test_each_part_holds_every_class_by_its_share(case):
-    """Less than one image off the class's share of what the part is drawn from: first test, then val, then train."""
+    """Less than one image off the class's share of what the part is drawn from: reserve, test out of it, val, train."""
     labels, official, train, val, test, seed = case
     task = task_of(labels, official)
-    parts = split(task, train, val, test, seed)
+    parts = split(task, train, val, test, seed) | {"reserve": split(task, 0, 0, seed=seed)["test"]}
     left = np.ones(len(task.labels), bool)
-    for name in ("test", "val", "train"):
+    for name in ("reserve", "test", "val", "train"):
         pool = left.copy()
-        if task.official_test is not None:
-            pool &= task.official_test if name == "test" else ~task.official_test
+        if name == "test":
+            pool = np.isin(np.arange(len(left)), parts["reserve"])
+        elif task.official_test is not None:
+            pool &= task.official_test if name == "reserve" else ~task.official_test
         for label in range(5):
             share = Fraction(len(parts[name]) * int((task.labels[pool] == label).sum()), max(int(pool.sum()), 1))
             assert abs(int((task.labels[parts[name]] == label).sum()) - share) < 1
         left[parts[name]] = False
 
 
+SIZES = st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 100))
+
+
+@given(st.lists(st.integers(0, 3), min_size=90, max_size=150), st.booleans(), SIZES, SIZES, st.integers(0, 2**32))
+def test_no_picture_that_tests_at_one_size_is_learnt_from_at_another(labels, official, some, others, seed):
+    task = task_of(np.array(labels), np.arange(len(labels)) % 4 == 0 if official else None)
+    one, other = split(task, *some, seed), split(task, *others, seed)
+    for here, there in ((one, other), (other, one)):
+        assert not set(here["test"]) & {*there["train"], *there["val"]}
+    few, many = sorted((set(one["test"]), set(other["test"])), key=len)
+    assert few <= many
+
+
+def test_official_pictures_beyond_the_reserve_test_too():
+    task = task_of(np.arange(6000) % 5, np.arange(6000) < 5000)
+    some, all_ = split(task, 400, 100), split(task, 400, 100, 5000)
+    np.testing.assert_array_equal(all_["test"], np.arange(5000))
+    assert set(some["test"]) < set(split(task, 400, 100, 3000)["test"]) and len(some["test"]) == 2000
+    np.testing.assert_array_equal(some["train"], all_["train"])
+
+
 def test_test_and_validation_images_stay_when_less_is_trained_on():
     task = task_of(np.arange(500) % 5)
-    many, few = split(task, 300, 50, 100, seed=3), split(task, 20, 50, 100, seed=3)
+    many, few = split(task, 280, 50, 100, seed=3), split(task, 20, 50, 100, seed=3)
     np.testing.assert_array_equal(many["test"], few["test"])
     np.testing.assert_array_equal(many["val"], few["val"])
     assert not np.array_equal(many["test"], split(task, 300, 50, 100, seed=4)["test"])
@@ -108,8 +131,10 @@ def test_test_and_validation_images_stay_when_less_is_trained_on():
 
 def test_splits_that_cannot_be_drawn_are_refused():
     task = task_of(np.arange(50) % 5, np.arange(50) < 20)
-    with pytest.raises(ConfigError, match="of 30 in task 'toy'"):
+    with pytest.raises(ConfigError, match="of 30 in task 'toy' besides"):
         split(task, 21, 10, 5)
+    with pytest.raises(ConfigError, match="at most 34 together"):  # 16 are reserved
+        split(task_of(np.arange(50) % 5), 25, 10, 0)
     with pytest.raises(ConfigError, match="0 or more"):
         split(task, 5, -1, 5)
 

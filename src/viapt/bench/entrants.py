@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,19 @@ class Entrant:
         options = {key: value for key, value in point.items() if key not in TRAINING}
         training = {key: value for key, value in point.items() if key in TRAINING}
         return Entrant(self.method, self.options | options, self.training | training)
+
+    def effective(self, backbone: Backbone, settings: Collection[str]) -> Entrant:
+        """The same, with those of some settings left out that change nothing, one after the other.
+
+        Raises:
+            ConfigError: it is impossible.
+        """
+        method = create_method(self.method, backbone.widths, backbone.depth, backbone.patch_size, **self.options)
+        idle = [name for name in self.options if name in settings and name in method.without_effect()]
+        if not idle:
+            return self
+        rest = {key: value for key, value in self.options.items() if key != idle[0]}
+        return Entrant(self.method, rest, self.training).effective(backbone, settings)
 
     def configuration(self, backbone: Backbone) -> dict[str, Any]:
         """All keyword arguments of the method on a backbone, defaults included.

@@ -17,10 +17,11 @@ from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job
 from viapt.bench.protocol import Protocol
 from viapt.bench.provenance import code_for, versions
-from viapt.bench.search import corners, space_of
+from viapt.bench.search import probes, space_of
 from viapt.bench.task_data import benchmark_data, hash_of, is_benchmark, parts_of
 from viapt.data.benchmarks import find_task
 from viapt.data.packaged import PackagedTask, fetch_all, list_tasks, load_task, state
+from viapt.data.task_splits import reserved, to_learn_from
 from viapt.device import default_device
 from viapt.errors import ConfigError, DataError, FetchError, ViaptError, did_you_mean
 from viapt.precision import choose_precision
@@ -201,7 +202,7 @@ def the_backbone(protocol: Protocol, tasks: Sequence[str], problems: Problems) -
 def check_entrants(
     entrants: Sequence[Entrant], protocol: Protocol, backbone: Backbone | None, problems: Problems
 ) -> None:
-    """Note impossible settings, those at the corners of the search space included."""
+    """Note impossible settings, those that the probes of a search space show included."""
     unused = set(protocol.space)
     for entrant in entrants:
         space = space_of(entrant, protocol)
@@ -212,13 +213,13 @@ def check_entrants(
             overlap = [name for name in space if name in entrant.options | entrant.training]
             if overlap:
                 raise ConfigError(f"{overlap[0]} is both given and searched", expected="one of the two")
-        for point in corners(space):
+        for point in probes(space):
             at = entrant.at(point)
             with problems.collected(at.name):
                 training(at, protocol)
             if backbone is not None:
                 with problems.collected(at.name):
-                    at.configuration(backbone)
+                    at.effective(backbone, point).configuration(backbone)
     for name in sorted(unused):
         with problems.collected("the search space"):
             raise ConfigError(f"No method has {name!r}", remedy="leave it out")
@@ -303,18 +304,14 @@ def sizes_asked(protocol: Protocol) -> dict[str, int]:
 def sizes_for(task: PackagedTask, asked: Mapping[str, int]) -> dict[str, int]:
     """Images by part: as asked, as long as there are enough to train and validate on, and less in a small task.
 
-    There a fifth is set aside to test, at most what was asked for, and nothing where the task has an official test
-    part. Training and validation share the rest in the proportion that was asked for, with one image each at least.
+    There training and validation share all that is not reserved for tests, in the proportion that was asked for, with
+    one image each at least.
     """
-    official = task.official_test
-    pool = len(task.labels) if official is None else int((~official).sum())
-    train, val, test = asked["train"], asked["val"], asked["test"]
-    if train + val <= pool or pool < 2:
+    train, val, besides = asked["train"], asked["val"], to_learn_from(task)
+    if train + val <= besides or besides < 2:
         return dict(asked)
-    aside = 0 if official is not None else min(test, pool // 5)
-    shared = pool - aside
-    fewer = max(1, shared * val // (train + val))
-    return {"train": shared - fewer, "val": fewer, "test": test if official is not None else aside}
+    fewer = max(1, besides * val // (train + val))
+    return {"train": besides - fewer, "val": fewer, "test": min(asked["test"], reserved(task))}
 
 
 def check_parts(task: PackagedTask, parts: Mapping[str, Int64[np.ndarray, " _"]], asked: Mapping[str, int]) -> None:

@@ -136,6 +136,7 @@ class Run:
         """Answer a step from the store, or give its job to the engine."""
         job, progress = step.job, self.progress
         if job is None:
+            self.store.refuse(step.cell, step.cause)
             self.note(lane, step, Outcome(cause=step.cause))
             return
         if job.read_test:
@@ -230,15 +231,15 @@ def steps(plan: Plan, entrant: Entrant, task: TaskFacts) -> Steps:
     if chosen is None:
         yield [Step(cell, None, "No trial of the search succeeded") for cell in final]
         return
-    at, read = entrant.at(chosen), plan.protocol.read_test
+    at, read = entrant.at(chosen).effective(plan.backbone, chosen), plan.protocol.read_test
     yield [Step(cell, plan.job(at, task, cell.seed, read_test=read)) for cell in final]
 
 
 def searched(plan: Plan, entrant: Entrant, task: TaskFacts) -> Generator[list[Step], list[Outcome], Point | None]:
-    """The best point of the search for one method and task."""
+    """The best point of the search for one method and task; a point that is impossible is a trial that failed."""
     protocol, space = plan.protocol, space_of(entrant, plan.protocol)
-    start = entrant.training_under(protocol) | entrant.configuration(plan.backbone)
     exhaustive = protocol.suite is not None and is_grid(space, protocol.trials)
+    start = defaults(plan, entrant)
     points = grid(space) if exhaustive else search(space, start, protocol.trials, protocol.search_seed)
     value: float | None = None
     for trial in range(protocol.trials + 1):
@@ -247,7 +248,25 @@ def searched(plan: Plan, entrant: Entrant, task: TaskFacts) -> Generator[list[St
         except StopIteration as end:
             return end.value
         cell = Cell(entrant.name, task.name, protocol.search_seed, trial)
-        job = replace(plan.job(entrant.at(point), task, cell.seed, read_test=False), rounds=0, draws=0)
-        (outcome,) = yield [Step(cell, job)]
+        (outcome,) = yield [trial_step(plan, entrant, task, cell, point)]
         value = None if outcome.record is None else outcome.record["val"][protocol.metric]
     raise AssertionError("a search ends after its last trial")
+
+
+def trial_step(plan: Plan, entrant: Entrant, task: TaskFacts, cell: Cell, point: Point) -> Step:
+    """The job of a trial, or why there is none."""
+    try:
+        at = entrant.at(point).effective(plan.backbone, point)
+        job = plan.job(at, task, cell.seed, read_test=False)
+    except ConfigError as error:
+        return Step(cell, None, f"{entrant.at(point).name}: {error}")
+    return Step(cell, replace(job, rounds=0, draws=0))
+
+
+def defaults(plan: Plan, entrant: Entrant) -> Point:
+    """Where a search starts; what is searched may have no possible default beside what was given."""
+    start = entrant.training_under(plan.protocol)
+    try:
+        return start | entrant.configuration(plan.backbone)
+    except ConfigError:
+        return start

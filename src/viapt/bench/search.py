@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 AROUND = 10.0  # a method's own learning rate is divided and multiplied by it for the ends of the default range
 WEIGHT_DECAY = {"low": 1e-4, "high": 1e-1, "log": True}
-MAX_CORNERS = 1024
+MAX_CORNERS = 1024  # that are looked at before a search
+MAX_VALUES = 64  # of a range of whole numbers, likewise
 
 Space = Mapping[str, Mapping[str, Any]]
 Point = dict[str, Any]
@@ -74,16 +75,39 @@ def check_space(space: Space) -> None:
 
 
 def corners(space: Space) -> Iterator[Point]:
-    """The points where every setting is a choice, or an end of its range; one empty point if there are none.
-
-    Raises:
-        ConfigError: there are too many to be looked at.
-    """
-    ends = {name: values.get("choices") or [values["low"], values["high"]] for name, values in space.items()}
-    if (count := len(list(itertools.islice(itertools.product(*ends.values()), MAX_CORNERS + 1)))) > MAX_CORNERS:
-        raise ConfigError(f"The search space has {count} corners or more", expected=f"at most {MAX_CORNERS}")
+    """The points where every setting is a choice, or an end of its range; one empty point if there are none."""
+    ends = {name: ends_of(values) for name, values in space.items()}
     for values in itertools.product(*ends.values()):
         yield dict(zip(ends, values, strict=True))
+
+
+def probes(space: Space) -> list[Point]:
+    """Points that show before a search what is impossible in it: corners, and values one setting at a time.
+
+    These are all choices, the ends of a range, and all numbers of a short range of whole ones, each with the others at
+    their first corner. Of a space of very many corners these points are all.
+    """
+    first = {name: ends_of(values)[0] for name, values in space.items()}
+    alone = [first | {name: value} for name, values in space.items() for value in [*ends_of(values), *inner(values)]]
+    few = math.prod(len(ends_of(values)) for values in space.values()) <= MAX_CORNERS
+    points = [*(corners(space) if few else ()), *alone]
+    return [point for place, point in enumerate(points) if point not in points[:place]]
+
+
+def ends_of(values: Mapping[str, Any]) -> list[Any]:
+    """All choices, or both ends of a range."""
+    return list(values.get("choices") or (values["low"], values["high"]))
+
+
+def inner(values: Mapping[str, Any]) -> range:
+    """The numbers between the ends of a short range of whole ones."""
+    short = is_whole(values) and values["high"] - values["low"] < MAX_VALUES
+    return range(values["low"] + 1, values["high"]) if short else range(0)
+
+
+def is_whole(values: Mapping[str, Any]) -> bool:
+    """Whether a range holds whole numbers alone."""
+    return "choices" not in values and all(isinstance(values[end], int) for end in ("low", "high"))
 
 
 def search(space: Space, start: Point, trials: int, seed: int) -> Generator[Point, float | None, Point | None]:
@@ -151,8 +175,7 @@ def distribution(values: Mapping[str, Any]) -> BaseDistribution:
 
     if "choices" in values:
         return CategoricalDistribution(values["choices"])
-    whole = isinstance(values["low"], int) and isinstance(values["high"], int)
-    return (IntDistribution if whole else FloatDistribution)(
+    return (IntDistribution if is_whole(values) else FloatDistribution)(
         values["low"], values["high"], log=values.get("log", False)
     )
 

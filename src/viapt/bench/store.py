@@ -236,6 +236,12 @@ class Store:
                 )
         return True
 
+    def refuse(self, cell: Cell, cause: str) -> None:
+        """Write down why a place has no job."""
+        key = f"no job: {cell}"
+        self.expect({cell: key})
+        self.settle(key, Outcome(cause=cause))
+
     def records(self) -> list[dict[str, Any]]:
         """What is done: the record of each job with its place in the table, in a stable order."""
         found = self.rows(

@@ -74,31 +74,51 @@ def split_hash(task: PackagedTask, parts: Mapping[str, Int64[np.ndarray, " indic
 def split(task: PackagedTask, train: int = TRAIN, val: int = VAL, test: int = TEST, seed: int = 0) -> Parts:
     """Disjoint, stratified, sorted indices "train", "val" and "test", drawn with `seed`.
 
-    The official test part is respected where there is one. The test split takes what is left where that is less than
-    `test`; it and the validation split do not depend on `train` otherwise.
+    First `reserved` pictures are set aside for tests, whatever the sizes: so with one seed no size lets a picture that
+    tests elsewhere train or validate. The test part is the beginning of an order of the reserve, or all of it where
+    that is less than `test`; the official test part, where there is one, continues it. The validation part does not
+    depend on `train`.
 
     Raises:
-        ConfigError: a size is negative, or fewer than train + val pictures are there.
+        ConfigError: a size is negative, or fewer than train + val pictures are there besides the reserve.
     """
     if min(train, val, test) < 0:
         raise ConfigError(f"split sizes {train}, {val}, {test}", expected="numbers of pictures, 0 or more")
-    everything = np.arange(len(task.labels))
-    official = task.official_test
-    pool = everything if official is None else everything[~official]
-    if train + val > len(pool):
+    besides = to_learn_from(task)
+    if train + val > besides:
         raise ConfigError(
-            f"{train} + {val} pictures to train and validate on, of {len(pool)} in task {task.name!r}",
-            expected=f"at most {len(pool)} together",
+            f"{train} + {val} pictures to train and validate on, of {besides} in task {task.name!r} besides those "
+            f"that are reserved for tests",
+            expected=f"at most {besides} together",
         )
-    rng = np.random.Generator(np.random.PCG64(seed))
-    if official is None:
-        chosen, pool = _draw(task.labels, pool, min(test, len(pool) - train - val), rng)
-    else:
-        held_out = everything[official]
-        chosen, _ = _draw(task.labels, held_out, min(test, len(held_out)), rng)
+    rng, own = (np.random.Generator(np.random.PCG64(entropy)) for entropy in (seed, [seed, 1]))
+    everything, official = np.arange(len(task.labels)), task.official_test
+    reserve, rest = _draw(task.labels, everything if official is None else everything[official], reserved(task), rng)
+    pool = rest if official is None else everything[~official]
+    order = _in_order(task.labels, reserve, own)
+    if official is not None and test > len(order):
+        order = np.concatenate([order, _in_order(task.labels, rest, own)])
     validation, pool = _draw(task.labels, pool, val, rng)
     training, _ = _draw(task.labels, pool, train, rng)
-    return {"train": training, "val": validation, "test": chosen}
+    return {"train": training, "val": validation, "test": np.sort(order[:test])}
+
+
+def reserved(task: PackagedTask) -> int:
+    """How many pictures are set aside for tests: 2,000, or as many of the official test part where there is one.
+
+    A smaller task leaves 1,000 pictures to train and validate on, but reserves a third of its pictures at least.
+    """
+    if task.official_test is not None:
+        return min(TEST, int(task.official_test.sum()))
+    count = len(task.labels)
+    return min(TEST, max(count - TRAIN - VAL, count // 3))
+
+
+def to_learn_from(task: PackagedTask) -> int:
+    """How many pictures there are to train and validate on."""
+    if task.official_test is not None:
+        return int((~task.official_test).sum())
+    return len(task.labels) - reserved(task)
 
 
 def _draw(
@@ -114,3 +134,23 @@ def _draw(
     empty = np.empty(0, np.int64)
     chosen = np.concatenate([empty, *(group[:quota] for group, quota in zip(members, quotas, strict=True))])
     return np.sort(chosen), np.setdiff1d(pool, chosen)
+
+
+def _in_order(
+    labels: Int64[np.ndarray, " n"], pool: Int64[np.ndarray, " pool"], rng: np.random.Generator
+) -> Int64[np.ndarray, " pool"]:
+    """`pool` in such an order that every beginning of it holds each class by its share, rounded up or down.
+
+    The next class is that of the most pictures for each place that it would then have, among those whose share is not
+    full yet: the quota method of Balinski and Young (1975).
+    """
+    members = [rng.permutation(pool[labels[pool] == label]) for label in range(labels.max(initial=-1) + 1)]
+    counts = np.array([len(group) for group in members], np.int64)
+    taken = np.zeros_like(counts)
+    order = np.empty_like(pool)
+    for place in range(len(pool)):
+        short = taken * len(pool) < (place + 1) * counts
+        label = int(np.argmax(np.where(short, counts / (taken + 1), 0)))
+        order[place] = members[label][taken[label]]
+        taken[label] += 1
+    return order
