@@ -149,6 +149,11 @@ def test_numbers_that_were_not_made_alike_are_told():
     assert remarks([first, first | {"job": job | {"code": "a-n"}}]) == [
         "The numbers were made with 2 versions of the code of m."
     ]
+    lora = first | {"job": job | {"versions": {"torch": "2", "peft": "1"}}}
+    assert remarks([*same, lora]) == []
+    assert remarks([*same, first | {"job": job | {"versions": {"torch": "3"}}}]) == [
+        "The numbers were made with 2 versions of torch."
+    ]
     other = first | {"data_hash": "e", "job": job | {"code": "b-m", "device": "cuda"}}
     assert remarks([*same, other]) == [
         "The numbers were made with 2 versions of the code.",
