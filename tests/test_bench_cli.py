@@ -99,6 +99,16 @@ def test_options_that_cannot_be(bench, backbone, tmp_path, more, words):
     assert code == 2 and words in err and not (tmp_path / "out").exists()
 
 
+def test_what_is_out_of_range_hides_nothing_else(bench, backbone, tmp_path):
+    """And makes no problem of what is right: 120 images are too few for the default sizes."""
+    given = ["run", "--out", tmp_path / "out", "--backbone", backbone, "--methods", "linear", "--tasks", "elpv"]
+    more = ["--trials", 2, "--search", "linear.lr=0..1", "--epochs", 0, "--test", -1, "--image-size", 33]
+    code, _, err = bench(*given, *SIZES.split(), *more)
+    assert code == 2 and "epochs = 0" in err and "test = -1" in err and "lr = 0" in err and "33" in err, err
+    code, _, err = bench(*given, "--image-size", 32, "--epochs", 0, "--trials", -1, "--search", "lr=0.1..1")
+    assert code == 2 and err.endswith("epochs: at least 1; trials: 0 or more.\n"), err
+
+
 def test_folders_without_results(bench, tmp_path):
     for arguments in (("show", tmp_path), ("export", tmp_path, "--json", tmp_path / "x.json")):
         code, _, err = bench(*arguments)
@@ -138,6 +148,11 @@ def test_numbers_that_were_not_made_alike_are_told():
     assert remarks(same) == []
     assert remarks([first, first | {"job": job | {"code": "a-n"}}]) == [
         "The numbers were made with 2 versions of the code of m."
+    ]
+    lora = first | {"job": job | {"versions": {"torch": "2", "peft": "1"}}}
+    assert remarks([*same, lora]) == []
+    assert remarks([*same, first | {"job": job | {"versions": {"torch": "3"}}}]) == [
+        "The numbers were made with 2 versions of torch."
     ]
     other = first | {"data_hash": "e", "job": job | {"code": "b-m", "device": "cuda"}}
     assert remarks([*same, other]) == [

@@ -23,6 +23,7 @@ from viapt.bench.engines import LocalEngine
 from viapt.bench.experiments import EXPERIMENTS, Axis, Design, Entrant, Experiment, Family
 from viapt.bench.findings import findings
 from viapt.bench.jobs import measured
+from viapt.bench.plan import Problems
 from viapt.bench.protocol import Protocol
 from viapt.bench.records import export, load_records
 from viapt.bench.results import conclusion, write_page
@@ -31,6 +32,7 @@ from viapt.bench.search import space_of
 from viapt.bench.store import Store
 from viapt.cli import main
 from viapt.cli.bench_experiments import HELP
+from viapt.cli.bench_options import Asked
 from viapt.data.packaged import list_tasks, load_task, split
 from viapt.data.transforms import eval_transform
 from viapt.errors import ArtifactError, ConfigError
@@ -147,6 +149,15 @@ def test_trials_measure_no_policies(backbone, tmp_path):
     assert {(job.rounds, job.draws) for job in engine.jobs if job.seed == 5} == {(3, 1)}
 
 
+# Options
+
+
+def test_a_default_that_is_asked_for_is_not_what_is_usual():
+    usual = EXPERIMENTS["corner-cases"].protocol
+    assert Asked().protocol(Problems(), **usual).precision == "float32"
+    assert Asked(named=frozenset({"precision"})).protocol(Problems(), **usual).precision == "auto"
+
+
 # From one command to a page
 
 
@@ -192,12 +203,13 @@ def test_one_command_makes_records_page_and_index(bench, backbone, tmp_path):
         *{record["data_hash"] for record in records},
         *split_hashes,
         f"16, {spent:.2f} hours",
-        "bench run --out",
+        "bench run --out runs/table ",
     ):
         assert words in told.replace("\\_", "_"), words
     assert bench("results", results)[0] == 0
     index = (results / "README.md").read_text()
     assert "[table](table/report.md) | A table of methods. | 16 |" in index
+    assert "viapt bench run --out runs/table --tasks" in index
     assert f"{spent:.2f} hours in all" in index  # each run once
 
     # The same command does nothing twice, and what a person wrote stays.
@@ -239,6 +251,7 @@ def test_all_problems_at_once(bench, backbone, tmp_path):
         (["--out", "a", "--from", "b"], "Both --out and --from"),
         (["--from", "nowhere.json"], "nothing is there"),
         (["--from", ".", "--epochs", "3", "--tasks", "elpv"], "--tasks, --epochs has no effect"),
+        (["--from", ".", "--precision", "auto"], "--precision has no effect"),
     ],
 )
 def test_sources_that_cannot_be(bench, given, words):
@@ -282,11 +295,16 @@ def test_differences_and_p_values_are_those_of_plain_code():
     tests: list[Any] = [stats.wilcoxon((values[e.name] - values[A.name]).ravel(), method="exact") for e in (B, C)]
     adjusted: Any = multipletests([test.pvalue for test in tests], method="holm")[1]
     corrected = {B.name: adjusted[0], C.name: adjusted[1]}
+    tests = [stats.wilcoxon((values[e.name] - values[A.name]).mean(1), method="exact") for e in (B, C)]
+    over_tasks = dict(zip(corrected, multipletests([test.pvalue for test in tests], method="holm")[1], strict=True))
     sentence = next(s for s in found.sentences if s.startswith("Which?"))
     for entrant, side in ((B, "higher"), (C, "not told apart")):
         gap = values[entrant.name] - values[A.name]
         half = stats.sem(gap.mean(0)) * stats.t.ppf(0.975, 4)
-        words = f"{entrant.name} ({100 * gap.mean():+.1f} ± {100 * half:.1f}, p = {corrected[entrant.name]:.2g})"
+        words = (
+            f"{entrant.name} ({100 * gap.mean():+.1f} ± {100 * half:.1f}, p = {corrected[entrant.name]:.2g} over runs"
+        )
+        words += f", {over_tasks[entrant.name]:.2g} over tasks)"
         assert f"{side}: {words}" in sentence, (words, sentence)
     axis = next(s for s in found.sentences if s.startswith("x: "))
     means = {name: 100 * values[e.name].mean() for name, e in (("a", A), ("b", B), ("c", C))}

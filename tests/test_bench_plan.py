@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rich.console import Console
 from bench_cases import METHODS, VIAPT, small_plan, small_world, write_suite
 from viapt.bench import provenance
 from viapt.bench.entrants import Entrant
+from viapt.bench.jobs import check_place
 from viapt.bench.plan import facts_of, sizes_for
 from viapt.bench.protocol import Protocol
 from viapt.bench.search import check_space, corners, probes, search, space_of
@@ -21,7 +23,7 @@ from viapt.bench.task_data import hash_of, parts_of
 from viapt.cli.bench import parse_entrant
 from viapt.cli.bench_options import parse_range
 from viapt.data.packaged import PackagedTask, load_task
-from viapt.errors import ConfigError
+from viapt.errors import ConfigError, TrainingError
 from viapt.methods import create_method, list_methods, method_class
 from viapt.testing import tiny_backbones
 
@@ -416,6 +418,18 @@ def test_code_is_compared_without_comments_docstrings_and_layout(tmp_path):
     assert code("def f(x):\n\n    return (x\n      + 1)\n") == first
     assert code('def f(x):\n    """Only this."""\n') == code("def f(x):\n    pass\n")
     assert code("def f(x):\n    return x + 2\n") != first
+
+
+def test_libraries_count_where_they_compute(backbone):
+    plan = small_plan(backbone, entrants=[*METHODS, Entrant("lora")])
+    jobs = [plan.job(entrant, plan.tasks[0], 0, read_test=False) for entrant in plan.entrants]
+    everywhere = {"torch", "torchvision", "timm", "numpy", "pillow", "python"}
+    assert [set(job.versions) - everywhere for job in jobs] == [set(), set(), {"peft"}]
+    assert all(job.versions["torch"] == version("torch") for job in jobs)
+    assert set(provenance.versions("linear", "transformers:x")) == everywhere | {"transformers"}
+    check_place(replace(jobs[2], versions={name: jobs[2].versions[name] for name in everywhere}))  # an old job
+    with pytest.raises(TrainingError, match=r"peft .*, planned with 0\.1"):
+        check_place(replace(jobs[2], versions=jobs[2].versions | {"peft": "0.1"}))
 
 
 def test_which_files_count():

@@ -298,6 +298,20 @@ def test_a_folder_made_from_records_goes_on_where_they_end(backbone, tmp_path):
         restore([first], tmp_path / "both")
 
 
+def test_a_search_under_another_optuna_is_not_continued(backbone, tmp_path, monkeypatch):
+    plan = small_plan(backbone, trials=2)
+    run(plan, tmp_path / "out", InProcess())
+    with Store(tmp_path / "out") as store:
+        export(store, tmp_path / "records.json")
+    restore([tmp_path / "records.json"], tmp_path / "restored")
+    for folder in ("out", "restored"):
+        assert run(plan, tmp_path / folder, InProcess()).done == 0
+    monkeypatch.setattr("viapt.bench.runner.installed", lambda library: "0.1")
+    for folder in ("out", "restored"):
+        with pytest.raises(ConfigError, match=r"0\.1 is installed"):
+            run(plan, tmp_path / folder, InProcess())
+
+
 def test_a_restored_folder_remembers_who_read_the_test_split(backbone, tmp_path):
     run(small_plan(backbone, read_test=True, seeds=[0]), tmp_path / "out", InProcess())
     with Store(tmp_path / "out") as store:

@@ -99,6 +99,19 @@ def test_one_protocol_for_a_folder(tmp_path):
         assert store.protocol() == Protocol(epochs=3)
 
 
+def test_a_search_keeps_its_version_of_optuna(tmp_path):
+    for name, first in (("unknown", None), ("known", "4.5.0")):
+        with Store(tmp_path / name, create=True) as store:
+            store.adopt(Protocol(trials=2), first)
+            assert store.optuna() == first and store.protocol() == Protocol(trials=2)
+            store.adopt(Protocol(trials=2), "4.5.0")
+            if first is None:
+                store.adopt(Protocol(trials=2), "5.0.0")  # nobody knows
+                continue
+            with pytest.raises(ConfigError, match=r"with optuna 4\.5\.0, and 5\.0\.0 is installed.*optuna==4\.5\.0"):
+                store.adopt(Protocol(trials=2), "5.0.0")
+
+
 def test_a_test_split_is_read_once(tmp_path):
     with Store(tmp_path, create=True) as store:
         store.open_exam(CELL, JOB)

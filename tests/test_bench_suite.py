@@ -148,6 +148,17 @@ def test_what_is_refused(viapt, world, arguments, words):
     assert code == 2 and words in err and len(err.splitlines()) == 1 and not (root / "out").exists()
 
 
+def test_all_problems_of_a_suite_are_said_at_once(viapt, world):
+    """A batch of 0 would make learning rates of 0, which are no problem of their own."""
+    root, backbone = world
+    asked = ["--root", "/nowhere", "--out", root / "out", "--backbone", backbone, "--image-size", 33, "--workers", 0]
+    wrong = ["--epochs", 0, "--batch-size", 0, "--trials", -1, "--tasks", "svhm", "--methods", "linear:lr=0"]
+    code, _, err = viapt("bench", "suite", "vtab-1k", *asked, *wrong)
+    found = ["--workers 0", "epochs = 0, batch_size = 0, trials = -1", "/nowhere does not exist", "vtab-1k/svhn"]
+    assert code == 2 and all(words in err for words in [*found, "33"]), err
+    assert err.count("lr = 0") == 0 and "linear: the search space: lr is both given and searched" in err, err
+
+
 # Protocols
 
 

@@ -141,19 +141,22 @@ def tested(title: str, reference: str, others: Sequence[str], scores: Sequence[S
 
 
 def verdict(comparisons: Sequence[Comparison], reference: str) -> str:
-    """Who is told apart from the reference, and who is not."""
+    """Who is told apart from the reference over runs, and who is not; with the p over tasks, the cautious one."""
     told: dict[str, list[str]] = {"higher": [], "lower": [], "not told apart": []}
     for one in sorted(comparisons, key=lambda c: -(c.difference.value if c.difference else -1)):
         if one.difference is None or one.runs_holm is None:
             continue
         half = "" if one.difference.half is None else f" ± {100 * one.difference.half:.1f}"
-        words = f"{one.method} ({100 * one.difference.value:+.1f}{half}, p = {one.runs_holm:.2g})"
+        over_tasks = "" if one.by_task_holm is None else f", {one.by_task_holm:.2g} over tasks"
+        p = f"p = {one.runs_holm:.2g} over runs{over_tasks}"
+        words = f"{one.method} ({100 * one.difference.value:+.1f}{half}, {p})"
         significant = one.runs_holm < ALPHA
         told["not told apart" if not significant else "higher" if one.difference.value > 0 else "lower"].append(words)
     parts = [f"{name}: {', '.join(methods)}" for name, methods in told.items() if methods]
     if not told["higher"] and not told["lower"]:
         parts.insert(0, "no difference was shown")
-    return f"Against {reference}, in points, p over runs after Holm: {'; '.join(parts)}."
+    meaning = "higher and lower are told apart over runs, which speaks of these tasks alone"
+    return f"Against {reference}, in points, p after Holm ({meaning}): {'; '.join(parts)}."
 
 
 # Along an axis

@@ -173,7 +173,7 @@ def check_place(job: Job) -> None:
     here: dict[str, Any] = {
         "code": code_for(job.method, job.task) if job.method in CODE else None,
         "device": default_device().type,
-    } | versions()
+    } | versions(job.method, job.backbone)
     wanted: dict[str, Any] = {"code": job.code, "device": job.device} | job.versions
     wrong = [f"{name} {here[name]}, planned with {wanted[name]}" for name in wanted if here.get(name) != wanted[name]]
     if wrong:

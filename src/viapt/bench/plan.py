@@ -112,7 +112,7 @@ class Plan:
             draws=protocol.draws,
             seed=seed,
             code=code_for(entrant.method, task.name),
-            versions=versions(),
+            versions=versions(entrant.method, protocol.backbone),
             suite=protocol.suite_of(read_test),
         )
 

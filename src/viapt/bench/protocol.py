@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 from viapt.data.transforms import list_augmentations
@@ -74,28 +75,19 @@ class Protocol:
     suite: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        metrics = get_args(Metric)
-        rules = {
-            "train": (self.train >= 1, "at least 1"),
-            "val": (self.val >= 1, "at least 1"),
-            "test": (self.test >= 0, "0 or more"),
-            "split_seed": (self.split_seed >= 0, "0 or more"),
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "augmentation": (self.augmentation in list_augmentations(), f"one of {', '.join(list_augmentations())}"),
-            "metric": (self.metric in metrics, f"one of {', '.join(metrics)}"),
-            "read_test": (not self.read_test or self.test >= 1, "test images, if they are to be read"),
-            "rounds": (self.rounds == 0 or self.rounds >= 2, "0, or at least 2"),
-            "draws": ((self.draws >= 1) == (self.rounds > 0) and self.draws >= 0, "0 without rounds, else 1 or more"),
-            "trials": (self.trials >= 0, "0 or more"),
-            "space": (not self.space or self.trials > 0, "trials, if there is something to search"),
-            "search_seed": (self.search_seed >= 0, "0 or more"),
-        }
-        wrong = [name for name, (holds, _) in rules.items() if not holds]
+        wrong = violations(vars(self))
         if wrong:
             found = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
-            expected = "; ".join(f"{name}: {rules[name][1]}" for name in wrong)
+            expected = "; ".join(f"{name}: {text}" for name, text in wrong.items())
             raise ConfigError(f"Not possible: {found}", expected=expected)
+
+    @classmethod
+    def nearest(cls, values: Mapping[str, Any]) -> Protocol:
+        """With defaults in place of values that are out of range, and of those that are so without these."""
+        known = {one.name: one.default for one in fields(cls) if one.default is not MISSING} | {"space": {}}
+        while wrong := violations(known | values):
+            values = {name: value for name, value in values.items() if name not in wrong}
+        return cls(**values)
 
     @property
     def part(self) -> str:
@@ -128,3 +120,26 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Where two JSON objects differ, in words: "epochs 8 there, 10 here"."""
     names = dict.fromkeys([*one, *other])
     return [f"{n} {one.get(n)!r} there, {other.get(n)!r} here" for n in names if one.get(n) != other.get(n)]
+
+
+def violations(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values of a protocol that are out of range: name -> what is expected."""
+    one = SimpleNamespace(**values)
+    metrics = get_args(Metric)
+    rules = {
+        "train": (one.train >= 1, "at least 1"),
+        "val": (one.val >= 1, "at least 1"),
+        "test": (one.test >= 0, "0 or more"),
+        "split_seed": (one.split_seed >= 0, "0 or more"),
+        "epochs": (one.epochs >= 1, "at least 1"),
+        "batch_size": (one.batch_size >= 1, "at least 1"),
+        "augmentation": (one.augmentation in list_augmentations(), f"one of {', '.join(list_augmentations())}"),
+        "metric": (one.metric in metrics, f"one of {', '.join(metrics)}"),
+        "read_test": (not one.read_test or one.test != 0, "test images, if they are to be read"),
+        "rounds": (one.rounds == 0 or one.rounds >= 2, "0, or at least 2"),
+        "draws": ((one.draws >= 1) == (one.rounds > 0) and one.draws >= 0, "0 without rounds, else 1 or more"),
+        "trials": (one.trials >= 0, "0 or more"),
+        "space": (not one.space or one.trials != 0, "trials, if there is something to search"),
+        "search_seed": (one.search_seed >= 0, "0 or more"),
+    }
+    return {name: expected for name, (holds, expected) in rules.items() if not holds}

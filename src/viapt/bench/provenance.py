@@ -10,13 +10,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from viapt.backbones.huggingface_files import PREFIX
 from viapt.methods import METHODS
 
 PACKAGE = Path(__file__).resolve().parents[1]
+# Not accelerate: in one process it chooses the device, which a job names; losses, gradients and steps are torch's.
 LIBRARIES = "torch", "torchvision", "timm", "numpy", "pillow"
+OF_METHODS = {"lora": ("peft",)}
+OF_BACKBONES = {PREFIX: ("transformers",)}  # by how their names begin
 # They show, store or serve what was computed, or only say what is wrong.
 IDLE = {
     "cli",
@@ -110,6 +114,16 @@ def code_for(method: str, task: str) -> str:
     return f"{CODE[method]}-{BENCHMARK_CODE}" if "/" in task else CODE[method]
 
 
-def versions() -> dict[str, str]:
-    """Of Python's libraries that compute."""
-    return {name: version(name) for name in LIBRARIES} | {"python": ".".join(map(str, sys.version_info[:2]))}
+def versions(method: str, backbone: str) -> dict[str, str]:
+    """Of Python and its libraries that compute, those of this method and this backbone among them."""
+    of_backbone = [name for prefix, names in OF_BACKBONES.items() if backbone.startswith(prefix) for name in names]
+    libraries = [*LIBRARIES, *OF_METHODS.get(method, ()), *of_backbone]
+    return {name: installed(name) for name in libraries} | {"python": ".".join(map(str, sys.version_info[:2]))}
+
+
+def installed(library: str) -> str:
+    """Its version, or "none"."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "none"

@@ -41,6 +41,7 @@ def export(store: Store, path: Path) -> int:
         record["job"] = {name: value for name, value in record["job"].items() if name not in common}
     failures = [vars(failure.cell) | {"cause": failure.cause, "times": failure.times} for failure in store.failures()]
     head = {"format": FORMAT, "protocol": protocol.to_dict(), "common": common}
+    head |= {} if store.optuna() is None else {"optuna": store.optuna()}
     parts = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]
     parts += [f'"{name}": [\n{lines(values)}\n]' for name, values in (("records", records), ("failures", failures))]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,10 +99,14 @@ def restore(paths: Sequence[Path], folder: Path) -> int:
             if known != job:
                 changed = "; ".join(differences(known.to_dict(), job.to_dict()))
                 raise ConfigError(f"{cell} is in {other} and in {path}, and differs: {changed}", expected="one of them")
+    samplers = {path: version for path in paths if (version := json.loads(path.read_bytes()).get("optuna"))}
+    if len(set(samplers.values())) > 1:
+        told = ", ".join(f"{path} with optuna {version}" for path, version in samplers.items())
+        raise ConfigError(f"Searched differently: {told}", expected="files of one version: others ask for other points")
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as draft:
         with Store(Path(draft), create=True) as store:
-            store.adopt(found[0][0])
+            store.adopt(found[0][0], next(iter(samplers.values()), None))
             store.expect({cell: job.key for cell, (_, job, _) in jobs.items()})
             for cell, (_, job, record) in jobs.items():
                 if job.read_test and cell.trial == FINAL:

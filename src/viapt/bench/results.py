@@ -108,7 +108,7 @@ def contents(
             f"The records hold others, too, that the experiment does not have (any more): {', '.join(others)}."
         )
     again = {"page made again by": f"viapt bench {experiment.name} --from docs/results/{path.name}"}
-    facts = run_facts(protocol, own, experiment) | again
+    facts = run_facts(protocol, own, path.stem, experiment) | again
     return {
         "title": experiment.title,
         "question": experiment.question,
@@ -123,13 +123,17 @@ def contents(
     }
 
 
-def run_facts(protocol: Protocol, records: Sequence[Record], experiment: Experiment | None = None) -> dict[str, Any]:
-    """How records were made: command, hours, seeds, devices, code, libraries. Hashes have tables of their own."""
-    tasks, seeds = tasks_and_seeds(records)
+def run_facts(
+    protocol: Protocol, records: Sequence[Record], name: str, experiment: Experiment | None = None
+) -> dict[str, Any]:
+    """How records of this name were made: command, hours, seeds, devices, code, libraries.
+
+    Hashes have tables of their own.
+    """
     return {
         "runs": f"{len(records)}, {hours(records):.2f} hours of compute (wall time of all jobs)",
-        "made by": command(experiment, protocol, tasks, seeds) + methods_of(experiment, records),
-        "seeds": ", ".join(map(str, seeds)),
+        "made by": command(name, experiment, protocol, records),
+        "seeds": ", ".join(map(str, tasks_and_seeds(records)[1])),
         "devices": "; ".join(sorted({record["device"] for record in records})),
         "viapt": ", ".join(sorted({record["viapt"] for record in records})),
         "code": ", ".join(sorted({record["job"]["code"].partition("-")[0] for record in records})),
@@ -148,10 +152,10 @@ def hours(records: Sequence[Record]) -> float:
     return sum(record["job_seconds"] for record in records) / 3600
 
 
-def command(experiment: Experiment | None, protocol: Protocol, tasks: Sequence[str], seeds: Sequence[int]) -> str:
-    """The command that makes the records again; without an experiment, the methods are left to the reader."""
-    name = experiment.name if experiment else "run"
-    parts = [f"viapt bench {name}", f"--out runs/{name}"]
+def command(name: str, experiment: Experiment | None, protocol: Protocol, records: Sequence[Record]) -> str:
+    """The command that makes the records again, in a folder of their name: a folder has one protocol."""
+    tasks, seeds = tasks_and_seeds(records)
+    parts = [f"viapt bench {experiment.name if experiment else 'run'}", f"--out runs/{name}"]
     parts.append(f"--tasks {' '.join(tasks)} --seeds {' '.join(map(str, seeds))}")
     normal = Protocol(**experiment.protocol) if experiment else Protocol()
     for field in fields(Protocol):
@@ -164,7 +168,7 @@ def command(experiment: Experiment | None, protocol: Protocol, tasks: Sequence[s
         else:
             parts.append(option if field.name in FLAGS else f"{option} {value}")
     parts += [f"--search {' '.join(map(in_range, protocol.space.items()))}"] if protocol.space else []
-    return " ".join(parts)
+    return " ".join(parts) + methods_of(experiment, records)
 
 
 def in_range(pair: tuple[str, Any]) -> str:
@@ -210,7 +214,7 @@ def write_index(results: Path) -> Path:
         pages = [name for name in (f"{stem}.md", f"{stem}/report.md") if (results / name).exists()]
         page = f"[{stem}]({pages[0]})" if pages else stem
         rows.append(f"| {page} | {question} | {len(records)} | {hours(records):.2f} | [records]({path.name}) |")
-        commands.append(command(experiment, protocol, *tasks_and_seeds(records)) + methods_of(experiment, records))
+        commands.append(command(stem, experiment, protocol, records))
         if experiment:
             commands.append(f"viapt bench {stem} --from {path.name} --results .  # the page alone")
         else:

@@ -16,7 +16,8 @@ from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job, Outcome
 from viapt.bench.plan import Plan, TaskFacts
 from viapt.bench.protocol import Protocol
-from viapt.bench.search import Point, grid, is_grid, search, space_of
+from viapt.bench.provenance import installed
+from viapt.bench.search import Point, Space, grid, is_grid, search, space_of
 from viapt.bench.store import FILE, Cell, Store
 from viapt.errors import ConfigError, DataError
 
@@ -78,7 +79,7 @@ def run(plan: Plan, folder: Path, engine: Engine, observe: Observer = lambda *_:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, timeout=0), Store(folder, create=True) as store:
-            store.adopt(plan.protocol)
+            store.adopt(plan.protocol, sampler(plan.protocol))
             with engine:
                 return Run(plan, store, engine, observe).finish()
     except Timeout:
@@ -100,6 +101,16 @@ def continued(protocol: Protocol, folder: Path) -> Protocol:
     with Store(folder, create=True) as store:
         before = store.protocol()
     return protocol if before is None else replace(protocol, precision=before.precision)
+
+
+def sampler(protocol: Protocol) -> str | None:
+    """The version of Optuna, where it searches."""
+    return installed("optuna") if protocol.trials and not exhaustive(protocol, protocol.space) else None
+
+
+def exhaustive(protocol: Protocol, space: Space) -> bool:
+    """Whether every point of a suite's grid is a trial."""
+    return protocol.suite is not None and is_grid(space, protocol.trials)
 
 
 class Run:
@@ -238,9 +249,10 @@ def steps(plan: Plan, entrant: Entrant, task: TaskFacts) -> Steps:
 def searched(plan: Plan, entrant: Entrant, task: TaskFacts) -> Generator[list[Step], list[Outcome], Point | None]:
     """The best point of the search for one method and task; a point that is impossible is a trial that failed."""
     protocol, space = plan.protocol, space_of(entrant, plan.protocol)
-    exhaustive = protocol.suite is not None and is_grid(space, protocol.trials)
-    start = defaults(plan, entrant)
-    points = grid(space) if exhaustive else search(space, start, protocol.trials, protocol.search_seed)
+    if exhaustive(protocol, space):
+        points = grid(space)
+    else:
+        points = search(space, defaults(plan, entrant), protocol.trials, protocol.search_seed)
     value: float | None = None
     for trial in range(protocol.trials + 1):
         try:

@@ -71,9 +71,10 @@ def remarks(records: Iterable[dict[str, Any]]) -> list[str]:
     records = list(records)
     found = []
     codes = {(record["job"]["method"], record["job"]["code"].split("-")[1]) for record in records}  # each method's own
+    libraries = {pair for record in records for pair in record["job"]["versions"].items()}  # some methods have more
     for what, kinds in (
         ("versions of the code", {record["job"]["code"].partition("-")[0] for record in records}),
-        ("sets of libraries", {str(record["job"]["versions"]) for record in records}),
+        *((f"versions of {library}", versions) for library, versions in by_first(libraries)),
         ("kinds of device", {str(record["job"]["device"]) for record in records}),
         *((f"versions of the code of {name}", codes_of) for name, codes_of in by_first(codes)),
     ):

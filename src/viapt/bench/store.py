@@ -164,8 +164,16 @@ class Store:
         found = self.rows("SELECT value FROM protocol")
         return Protocol.from_dict(json.loads(found[0][0])) if found else None
 
-    def adopt(self, protocol: Protocol) -> None:
+    def optuna(self) -> str | None:
+        """The version that the folder's searches began with; None without, or where it was not written down."""
+        found = self.rows("SELECT value FROM protocol")
+        return json.loads(found[0][0]).get("optuna") if found else None
+
+    def adopt(self, protocol: Protocol, optuna: str | None = None) -> None:
         """Make this the folder's protocol, or make sure that it is.
+
+        Args:
+            optuna: the version that will search: another one would ask for other points.
 
         Raises:
             ConfigError: it has another one.
@@ -173,13 +181,21 @@ class Store:
         with self.transaction() as tell:
             found = tell("SELECT value FROM protocol").fetchone()
             if found is None:
-                tell("INSERT INTO protocol VALUES (?)", (json.dumps(protocol.to_dict()),))
+                searched = {} if optuna is None else {"optuna": optuna}
+                tell("INSERT INTO protocol VALUES (?)", (json.dumps(protocol.to_dict() | searched),))
                 return
-        changed = differences(Protocol.from_dict(json.loads(found[0])).to_dict(), protocol.to_dict())
+        before = json.loads(found[0])
+        changed = differences(Protocol.from_dict(before).to_dict(), protocol.to_dict())
         if changed:
             raise ConfigError(
                 f"{self.path.parent} holds results of another protocol: {'; '.join(changed)}",
                 remedy="choose another folder: numbers of two protocols do not belong into one table",
+            )
+        if None not in (optuna, before.get("optuna")) and before["optuna"] != optuna:
+            raise ConfigError(
+                f"{self.path.parent} was searched with optuna {before['optuna']}, and {optuna} is installed",
+                expected="one version for a search: others ask for other points",
+                remedy=f"pip install optuna=={before['optuna']}, or choose another folder",
             )
 
     def expect(self, cells: Mapping[Cell, str | None]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from viapt.cli.bench_jobs import FAILED, carry_out
-from viapt.cli.bench_options import Asked, what_option
+from viapt.cli.bench_options import Asked, options, what_option
 from viapt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def check_source(out: Path | None, source: Path | None, asked: Asked) -> Path:
         )
     if not source.exists():
         raise ConfigError(f"--from {source}: nothing is there", expected="a folder of jobs, or a file of records")
-    idle = [f"--{f.name.replace('_', '-')}" for f in fields(Asked) if getattr(asked, f.name) != f.default]
+    idle = [f"--{option.name.replace('_', '-')}" for option in options() if option.name in asked.named]
     if idle:
         raise ConfigError(f"With --from, {', '.join(idle)} has no effect", remedy="leave it out")
     return source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -78,8 +78,8 @@ class Asked:
     search: Annotated[
         list[str] | None,
         search_option(
-            help="[METHOD.]NAME=LOW..HIGH, LOW..HIGH:log or A,B,C "
-            "(default: lr=0.0005..0.05:log weight_decay=0.0001..0.1:log)."
+            help="[METHOD.]NAME=LOW..HIGH, LOW..HIGH:log or A,B,C (default: lr from a tenth to ten times of each "
+            "method's own, weight_decay=0.0001..0.1:log)."
         ),
     ] = None
     search_seed: Annotated[int, search_option(help="Of the search and its trainings.")] = 0
@@ -89,10 +89,13 @@ class Asked:
     address: Annotated[str | None, engine_option(help="Of a Ray cluster (default: one on this machine).")] = None
     gpus: Annotated[float | None, engine_option(help="GPUs of a job on Ray (default: none).")] = None
 
+    named: frozenset[str] = frozenset()
+    """The options that the user gave, be it with their defaults; no option itself."""
+
     def protocol(self, problems: Problems, **usual: Any) -> Protocol:
         """The protocol, with what is usual for a command where the user says nothing else.
 
-        What is wrong is noted, and a default returned.
+        What is wrong is noted, and has its default.
         """
         from viapt.bench.protocol import Protocol
 
@@ -101,11 +104,10 @@ class Asked:
         given = {name: getattr(self, name) for name in known}
         given |= {"weights": str(self.weights) if self.weights else None}
         given |= parse_sizes(self.image_size or [], problems) | {"space": parse_space(self.search or [], problems)}
+        given |= {name: value for name, value in usual.items() if name not in self.named}
         with problems.collected():
-            normal = {field.name: field.default for field in fields(Asked)}
-            own = {name: value for name, value in usual.items() if given.get(name) == normal.get(name)}
-            return Protocol(**given | own)
-        return Protocol()
+            return Protocol(**given)
+        return Protocol.nearest(given)
 
     def place(self, problems: Problems) -> Engine | None:
         """The engine; None, and a problem noted, if there is none."""
@@ -114,25 +116,37 @@ class Asked:
         return None
 
 
+def options() -> list[Field[Any]]:
+    """The fields of `Asked` that are options."""
+    return [field for field in fields(Asked) if field.name != "named"]
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command that takes `asked: Asked` as one that takes the options themselves, after its own."""
     own = inspect.signature(command, eval_str=True).parameters
     hints = get_type_hints(Asked, include_extras=True)
     taken = inspect.Parameter.KEYWORD_ONLY
     shared = [
-        inspect.Parameter(field.name, taken, default=field.default, annotation=hints[field.name])
-        for field in fields(Asked)
+        inspect.Parameter(field.name, taken, default=field.default, annotation=hints[field.name]) for field in options()
     ]
     kept = [parameter.replace(kind=taken) for name, parameter in own.items() if name != "asked"]
+    context = inspect.Parameter("context", taken, annotation=typer.Context)
 
-    def spread(**given: Any) -> None:
-        options = {field.name: given.pop(field.name) for field in fields(Asked)}
-        command(**given, asked=Asked(**options))
+    def spread(context: typer.Context, **given: Any) -> None:
+        asked = {field.name: given.pop(field.name) for field in options()}
+        named = frozenset(name for name in asked if was_given(context, name))
+        command(**given, asked=Asked(**asked, named=named))
 
-    spread.__dict__["__signature__"] = inspect.Signature([*kept, *shared])
-    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *shared]}
+    spread.__dict__["__signature__"] = inspect.Signature([context, *kept, *shared])
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in [context, *kept, *shared]}
     spread.__name__, spread.__doc__ = command.__name__, command.__doc__
     return spread
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def parse_sizes(texts: list[str], problems: Problems) -> dict[str, Any]:

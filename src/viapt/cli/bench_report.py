@@ -22,7 +22,7 @@ def report(
     protocol, records = stored_records(source) if source.is_dir() else load_records(source)
     scores = scores_of(protocol, records)
     try:
-        facts = run_facts(protocol, records) | protocol.to_dict()
+        facts = run_facts(protocol, records, source.stem) | protocol.to_dict()
     except (KeyError, TypeError) as error:
         raise incomplete(source, error) from error
     for path in write_report(scores, out, reference, facts, part=part, records=records):

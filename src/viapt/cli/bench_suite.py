@@ -12,7 +12,8 @@ from typer.core import TyperGroup
 from viapt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from viapt.bench.plan import Plan
+    from viapt.bench.plan import Plan, Problems
+    from viapt.bench.protocol import Protocol
 
 Suite = Literal["vtab-1k", "fgvc", "hta"]
 
@@ -74,7 +75,7 @@ def suite(
     Tasks that are not below the root are listed, and means name the number of tasks that they are over. Exit code 1:
     some jobs failed.
     """
-    from viapt.bench.suites import suite_protocol
+    from viapt.bench.plan import Problems
     from viapt.cli.bench_jobs import FAILED, carry_out
     from viapt.cli.bench_options import make_engine
 
@@ -93,34 +94,58 @@ def suite(
         "trials": trials,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
-    place = make_engine(engine, workers, threads, address, gpus)
-    plan = plan_of(name, root, out, methods, tasks, suite_protocol(name, protocol or name, changes, settings))
+    problems, place = Problems(), None
+    with problems.collected():
+        place = make_engine(engine, workers, threads, address, gpus)
+    chosen = protocol_of(name, protocol or name, changes, settings, problems)
+    plan = plan_of(name, root, out, methods, tasks, chosen, problems)
+    assert place is not None
     if carry_out(plan, out, place):
         raise typer.Exit(FAILED)
 
 
+def protocol_of(
+    suite: str, name: str, changes: dict[str, Any], settings: dict[str, Any], problems: Problems
+) -> Protocol:
+    """The laboratory's protocol; what is out of range is noted, and stays as it was published."""
+    from viapt.bench.protocol import Protocol, violations
+    from viapt.bench.suites import suite_protocol
+
+    with problems.collected():
+        return suite_protocol(suite, name, changes, settings)
+    wrong = violations(vars(Protocol()) | changes | {"trials": settings["trials"] or 0})
+    possible = {key: value for key, value in changes.items() if key not in wrong}
+    return suite_protocol(suite, name, possible, settings | ({"trials": None} if "trials" in wrong else {}))
+
+
 def plan_of(
-    name: str, root: Path, out: Path, methods: list[str] | None, tasks: list[str] | None, protocol: Any
+    name: str,
+    root: Path,
+    out: Path,
+    methods: list[str] | None,
+    tasks: list[str] | None,
+    protocol: Protocol,
+    problems: Problems,
 ) -> Plan:
     """What will be done, checked.
 
     Raises:
-        ConfigError: with all problems.
-        DataError: the root is none, or holds no task of the suite.
+        ConfigError: with all problems, those that were found before among them.
+        DataError: the root holds no task of the suite.
     """
     import os
 
-    from viapt.bench.plan import Problems, make_plan
+    from viapt.bench.plan import make_plan
     from viapt.bench.runner import continued
     from viapt.bench.task_data import ROOT
     from viapt.cli.bench import parse_all, parse_entrant
     from viapt.data.benchmarks import SUITES
     from viapt.data.benchmarks.loading import check_root
 
-    check_root(root)
+    with problems.collected():
+        check_root(root)
     os.environ[ROOT] = str(root.resolve())  # for the processes that do the jobs
-    problems = Problems()
-    names = [within(task, name) for task in tasks or SUITES[name]]
+    names = parse_all(tasks or list(SUITES[name]), partial(within, suite=name), problems)
     entrants = parse_all(methods or ["linear", "vpt-deep", "viapt"], parse_entrant, problems)
     assert protocol.suite is not None
     return make_plan(continued(protocol, out), entrants, names, protocol.suite["seeds"], problems)
