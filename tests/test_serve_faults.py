@@ -23,6 +23,7 @@ from serve_cases import (
     upload,
     write_tasks,
 )
+from viapt.serve.batching import LATELY
 from viapt.serve.limits import Limits
 
 # Of an upload that ends too early, Starlette leaves the temporary file to the garbage collector.
@@ -117,13 +118,14 @@ def test_a_slow_upload_is_given_up(adapters: dict[str, Path], monkeypatch: pytes
 
 def test_a_late_answer_is_given_up_and_never_computed(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
-        made = passes_made(app)
+        made, batcher = passes_made(app), app.state.service.batcher
+        batcher.taken.extend([0.001] * LATELY)  # whatever else computes here
         with held(app):
             late = await asyncio.gather(*(client.post("/v1/classify", **upload(picture())) for _ in range(3)))
             for response in late:
-                refused(response, 504, "timeout")
-            assert app.state.service.batcher.admitted == 0
-        app.state.service.limits = Limits()
+                assert "fewer images" in refused(response, 504, "timeout")["remedy"]
+            assert batcher.admitted == 0
+        app.state.service.limits = batcher.limits = Limits()
         await sound(client, adapters)
         assert len(made) == 1 + len(adapters)  # the one that had begun, and those of the last request
 
@@ -210,6 +212,29 @@ def test_a_full_queue_says_when_to_come_back(adapters: dict[str, Path]) -> None:
         await sound(client, adapters)
 
     serve(adapters, scenario, Limits(queue=2))
+
+
+def test_what_cannot_be_computed_in_time_is_refused_at_once(adapters: dict[str, Path]) -> None:
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        batcher, deep = app.state.service.batcher, {"tasks": "deep"}
+        batcher.taken.extend([1.0] * (LATELY - 1) + [1000.0])  # one pass was held up
+        limits = (await client.get("/v1/tasks")).json()["limits"]
+        assert (limits["rows"], limits["timeout"]) == (4, 8.9)
+        error = refused(await client.post("/v1/classify", **upload(*[picture()] * 9, **deep)), 413, "too_many_rows")
+        assert "9 rows" in error["message"] and "at most 8" in error["expected"] and "--timeout" in error["remedy"]
+        with held(app) as begun:
+            first = asyncio.create_task(client.post("/v1/classify", **upload(picture(), **deep)))
+            await begun()
+            response = await client.post("/v1/classify", **upload(*[picture()] * 8, **deep))
+            assert "at most 8" in refused(response, 429, "busy")["expected"]
+            assert response.headers["retry-after"] == "1"
+        assert (await first).status_code == 200
+        batcher.taken.extend([1000.0] * LATELY)
+        limits = (await client.get("/v1/tasks")).json()["limits"]
+        assert limits["rows"] == 1
+        assert (await client.post("/v1/classify", **upload(picture(), **deep))).status_code == 200
+
+    serve(adapters, scenario, Limits(timeout=8.9))
 
 
 def test_too_many_requests_are_turned_away_at_once(adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,8 @@ def add_tasks(app: FastAPI, service: Service) -> None:
                 pixels=limits.pixels,
                 rounds=limits.rounds,
                 queue=limits.queue,
+                rows=max(1, service.batcher.room // 2),
+                timeout=limits.timeout,
             ),
             urls=service.fetcher is not None,
             teaching=offered(service.teacher, limits),
@@ -196,7 +198,7 @@ async def in_time(answers: Coroutine[Any, Any, T], request: Request, seconds: fl
             return work.result()
         if gone.done():
             raise Problem(499, "client_gone", "The client is gone")
-        raise Problem(504, "timeout", f"There was no answer within {seconds:g} s", retry_after=1)
+        raise Problem(504, "timeout", f"There was no answer within {seconds:g} s", remedy=problems.LESS, retry_after=1)
     finally:
         for task in (work, gone):
             task.cancel()

@@ -27,6 +27,11 @@ class LimitsInfo(BaseModel):
     queue: int = Field(
         description="Rows: images x tasks x rounds, which count with policy multi alone, for tasks that sample."
     )
+    rows: int = Field(
+        description="Of a request, at most, to be answered in half of the timeout, as fast as rows were lately, "
+        "since others may wait, too. More than twice as many are refused."
+    )
+    timeout: float = Field(description="Seconds until an answer is there, or an error.")
 
 
 class TeachingInfo(BaseModel):
