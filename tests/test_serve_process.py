@@ -26,7 +26,16 @@ from viapt.serve.schema import TaskList
 
 TOKEN = "a-token-of-some-length"
 OVERVIEW: dict[str, Any] = {
-    "tasks": [{"name": "paper", "method": "viapt", "classes": ["a", "b"], "samples": True, "taught": False}],
+    "tasks": [
+        {
+            "name": "paper",
+            "method": "viapt",
+            "classes": ["a", "b"],
+            "samples": True,
+            "precision": "float32",
+            "taught": False,
+        }
+    ],
     "limits": {
         "images": 2,
         "request_bytes": 10**6,
@@ -39,6 +48,7 @@ OVERVIEW: dict[str, Any] = {
     "urls": False,
     "teaching": None,
     "backbone": "tiny",
+    "precision": "float32",
     "fingerprint": "0",
 }
 ANSWER = {"label": "a", "probability": 1.0, "probabilities": {"a": 1.0, "b": 0.0}, "spread": None, "rounds": 1}

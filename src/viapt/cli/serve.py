@@ -37,6 +37,12 @@ def serve(
     ] = False,
     token_file: TokenFile = None,
     weights: Weights = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"] | None,
+        typer.Option(
+            help="Of the backbone; auto: bfloat16 where it is fast (default: what the first adapter was fitted in)."
+        ),
+    ] = None,
     wait_ms: Annotated[float, typer.Option(help="How long a request waits for others to share its pass.")] = 5,
     rows: Annotated[
         int | None,
@@ -100,14 +106,17 @@ def serve(
     if engine == "ray":
         from viapt.hub import on_hub
         from viapt.serve.on_ray import Replicas, serve_on_ray
-        from viapt.serve.tasks import adapters_in
+        from viapt.serve.tasks import adapters_in, fitted_in, remark
         from viapt.tables import say
 
         folders = [place if on_hub(place) else place.absolute() for place in adapters]
         wanted = Replicas(
-            folders, weights and weights.absolute(), limits, token, allow_urls, replicas or 1, gpus or 0.0
+            folders, weights and weights.absolute(), limits, token, allow_urls, replicas or 1, gpus or 0.0, precision
         )
-        say(f"{wanted.number} replicas of {', '.join(adapters_in(folders))}")
+        fitted = fitted_in(adapters_in(folders))
+        say(f"{wanted.number} replicas of {', '.join(fitted)}")
+        if precision != "auto":  # which each replica measures
+            say(*remark(precision or next(iter(fitted.values())), fitted))
         serve_on_ray(wanted, host, port, address)
         return
 
@@ -116,10 +125,10 @@ def serve(
     from viapt.serve.app import create_app
     from viapt.serve.fetching import Fetcher
     from viapt.serve.server import run
-    from viapt.serve.tasks import open_tasks
+    from viapt.serve.tasks import open_tasks, remark
     from viapt.tables import say
 
-    tasks = open_tasks(adapters, weights)
+    tasks = open_tasks(adapters, weights, precision)
     app = create_app(
         tasks,
         limits=limits,
@@ -131,7 +140,8 @@ def serve(
     )
     pace = app.state.service.batcher.pace
     torch.set_num_threads(pace.threads)  # a team for the loop's small sums disturbs passes
-    say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}: {', '.join(tasks)}")
+    say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}, in {tasks.precision}: {', '.join(tasks)}")
+    say(*remark(tasks.precision, {name: tasks.sources[name].precision for name in tasks}))
     say(f"{pace}")
     run(app, host, port, limits)
 

@@ -171,6 +171,7 @@ def add_tasks(app: FastAPI, service: Service) -> None:
             urls=service.fetcher is not None,
             teaching=offered(service.teacher, limits),
             backbone=tasks.backbone.name,
+            precision=tasks.precision,
             fingerprint=tasks.backbone.fingerprint,
         )
 

@@ -38,7 +38,7 @@ class Replicas:
     on a hub is fetched by each.
 
     Attributes:
-        folders, weights: see `open_tasks`.
+        folders, weights, precision: see `open_tasks`.
         limits: of each replica.
         token: see `create_app`.
         urls: whether images are fetched from addresses.
@@ -53,10 +53,11 @@ class Replicas:
     urls: bool
     number: int
     gpus: float = 0.0
+    precision: str | None = None
 
     def build(self, replica: str) -> FastAPI:
         """The application of one of them."""
-        tasks, limits = open_tasks(self.folders, self.weights), self.limits
+        tasks, limits = open_tasks(self.folders, self.weights, self.precision), self.limits
         fetcher = Fetcher(limits.request_bytes, limits.upload) if self.urls else None
         local = self.token is None
         return create_app(tasks, limits=limits, token=self.token, fetcher=fetcher, local=local, replica=replica)

@@ -14,6 +14,7 @@ class TaskInfo(BaseModel):
     method: str
     classes: list[str]
     samples: bool = Field(description="Whether the policies fixed and multi differ from mean.")
+    precision: str = Field(description="That the backbone had when the task was fitted.")
     taught: bool = Field(False, description="Whether it was taught here, and its adapter can be downloaded.")
 
 
@@ -51,6 +52,10 @@ class TaskList(BaseModel):
     urls: bool = Field(description="Whether images may be named by their address.")
     teaching: TeachingInfo | None = Field(description="None: nothing is taught here.")
     backbone: str | None
+    precision: str = Field(
+        description="In which the backbone computes. Tasks that were fitted in another one answer a little differently "
+        "than their adapters elsewhere."
+    )
     fingerprint: str
 
 

@@ -198,7 +198,12 @@ class Service:
         """What a client may know of a task."""
         taught = self.teacher is not None and name in self.teacher.taught
         return TaskInfo(
-            name=name, method=model.method.name, classes=model.classes, samples=samples(model), taught=taught
+            name=name,
+            method=model.method.name,
+            classes=model.classes,
+            samples=samples(model),
+            precision=self.tasks.sources[name].precision,
+            taught=taught,
         )
 
 
