@@ -103,3 +103,30 @@ def test_precisions_are_told(adapters: dict[str, Path], backbone: str) -> None:
 
     serve(adapters, scenario, backbone=backbone)
     assert MultiTask(backbone).precision == "float32"
+
+
+def test_teaching_may_begin_on_a_backbone_without_adapters(
+    backbone: str, started: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, err = run(capsys, "--backbone", backbone, "--teach", tmp_path / "taught", "--precision", "bfloat16")
+    assert code == 0 and f"0 tasks on {backbone}, in bfloat16: none yet" in err
+    teacher = started[0].state.service.teacher
+    assert teacher.taught == [] and teacher.tasks.backbone.pretrained
+    code, err = run(capsys, "--backbone", backbone, "--root", tmp_path)
+    assert code == 0, err
+
+
+def test_beginnings_that_lead_nowhere(
+    backbone: str, adapters: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, teach = ["--backbone", backbone], ["--teach", str(tmp_path / "taught")]
+    wrong: list[tuple[list[str], str]] = [
+        ([], "--backbone NAME with --teach"),
+        (teach, "--backbone NAME with --teach"),
+        (given, "no task could ever be there"),
+        ([*given, *teach, str(adapters["float32"])], "--backbone has no effect with adapters"),
+        ([*given, *teach, "--engine", "ray"], "no effect with --engine ray"),
+    ]
+    for arguments, words in wrong:
+        code, err = run(capsys, *arguments)
+        assert code == 2 and words in err, err

@@ -18,8 +18,9 @@ PARTS = ("fastapi", "uvicorn", "multipart", "prometheus_client", "httpx")
 
 def serve(
     adapters: Annotated[
-        list[Path], typer.Argument(help="Adapters, folders of adapters, or hf://user/name; all of one backbone.")
-    ],
+        list[Path] | None,
+        typer.Argument(help="Adapters, folders of adapters, or hf://user/name; all of one backbone."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     root: Annotated[
@@ -31,6 +32,10 @@ def serve(
         typer.Option(
             help="Folder for tasks that are taught on the page; those in it are loaded (default: no teaching)."
         ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="To begin on without adapters, with --teach or --root: a name as of viapt fit."),
     ] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch images from public addresses that clients name.")
@@ -102,14 +107,16 @@ def serve(
     for folder in root or ():
         if not folder.is_dir():
             raise ConfigError(f"--root {folder} is no folder", expected="one that is there")
-    check_engine(engine, {"replicas": replicas, "address": address, "gpus": gpus}, {"root": root, "teach": teach})
+    check_beginning(adapters, backbone, teach or root)
+    one = {"root": root, "teach": teach, "backbone": backbone}
+    check_engine(engine, {"replicas": replicas, "address": address, "gpus": gpus}, one)
     if engine == "ray":
         from viapt.hub import on_hub
         from viapt.serve.on_ray import Replicas, serve_on_ray
         from viapt.serve.tasks import adapters_in, fitted_in, remark
         from viapt.tables import say
 
-        folders = [place if on_hub(place) else place.absolute() for place in adapters]
+        folders = [place if on_hub(place) else place.absolute() for place in adapters or ()]
         wanted = Replicas(
             folders, weights and weights.absolute(), limits, token, allow_urls, replicas or 1, gpus or 0.0, precision
         )
@@ -125,10 +132,10 @@ def serve(
     from viapt.serve.app import create_app
     from viapt.serve.fetching import Fetcher
     from viapt.serve.server import run
-    from viapt.serve.tasks import open_tasks, remark
+    from viapt.serve.tasks import open_backbone, open_tasks, remark
     from viapt.tables import say
 
-    tasks = open_tasks(adapters, weights, precision)
+    tasks = open_backbone(backbone, weights, precision) if backbone else open_tasks(adapters or [], weights, precision)
     app = create_app(
         tasks,
         limits=limits,
@@ -140,10 +147,30 @@ def serve(
     )
     pace = app.state.service.batcher.pace
     torch.set_num_threads(pace.threads)  # a team for the loop's small sums disturbs passes
-    say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}, in {tasks.precision}: {', '.join(tasks)}")
+    names = ", ".join(tasks) or "none yet"
+    say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}, in {tasks.precision}: {names}")
     say(*remark(tasks.precision, {name: tasks.sources[name].precision for name in tasks}))
     say(f"{pace}")
     run(app, host, port, limits)
+
+
+def check_beginning(adapters: list[Path] | None, backbone: str | None, later: object) -> None:
+    """See that there are tasks, or a backbone on which there may be some `later`.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    if not adapters and backbone is None:
+        raise ConfigError(
+            "There is nothing to serve",
+            expected="adapters; or, to begin without, --backbone NAME with --teach FOLDER or --root FOLDER",
+        )
+    if adapters and backbone is not None:
+        raise ConfigError(
+            "--backbone has no effect with adapters, which name theirs", expected="adapters or --backbone"
+        )
+    if backbone is not None and not later:
+        raise ConfigError("--backbone alone: no task could ever be there", expected="--teach FOLDER or --root FOLDER")
 
 
 def check_engine(engine: str, of_ray: dict[str, Any], of_one_process: dict[str, Any]) -> None:
