@@ -253,6 +253,9 @@ def test_too_many_requests_are_turned_away_at_once(adapters: dict[str, Path], mo
             refused(response, 503, "busy")
             assert response.headers["retry-after"] == "1"
             assert (await client.get("/healthz")).json() == {"status": "ok"}
+            for path in ("/metrics", "/", "/page/page.css"):
+                assert (await client.get(path)).status_code == 200
+            refused(await client.get("/v1/tasks"), 503, "busy")
         assert (await first).status_code == 200
 
     serve(adapters, scenario, Limits(requests=1))
