@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +78,13 @@ def serve(
     replicas: Annotated[int | None, ray_option(min=1, help="Processes on Ray (default: 1).")] = None,
     address: Annotated[str | None, ray_option(help="Of a Ray cluster (default: one on this machine).")] = None,
     gpus: Annotated[float | None, ray_option(min=0, help="GPUs of each replica (default: none).")] = None,
+    cpus: Annotated[
+        int | None,
+        ray_option(
+            min=1,
+            help="Cores of each replica (default: its share of this machine's; with --address or --gpus, 1).",
+        ),
+    ] = None,
 ) -> None:
     """Serve the tasks of adapters: a page at /, and an API to classify, list, load, unload and teach.
 
@@ -109,7 +118,7 @@ def serve(
             raise ConfigError(f"--root {folder} is no folder", expected="one that is there")
     check_beginning(adapters, backbone, teach or root)
     one = {"root": root, "teach": teach, "backbone": backbone}
-    check_engine(engine, {"replicas": replicas, "address": address, "gpus": gpus}, one)
+    check_engine(engine, {"replicas": replicas, "address": address, "gpus": gpus, "cpus": cpus}, one)
     if engine == "ray":
         from viapt.hub import on_hub
         from viapt.serve.on_ray import Replicas, serve_on_ray
@@ -120,8 +129,10 @@ def serve(
         wanted = Replicas(
             folders, weights and weights.absolute(), limits, token, allow_urls, replicas or 1, gpus or 0.0, precision
         )
+        if cpus is not None or not (address or gpus):
+            wanted = replace(wanted, cpus=cpus or max(1, len(os.sched_getaffinity(0)) // wanted.number))
         fitted = fitted_in(adapters_in(folders))
-        say(f"{wanted.number} replicas of {', '.join(fitted)}")
+        say(f"{wanted.number} replicas of {', '.join(fitted)}; cores of each: {wanted.cpus}")
         if precision != "auto":  # which each replica measures
             say(*remark(precision or next(iter(fitted.values())), fitted))
         serve_on_ray(wanted, host, port, address)
