@@ -74,8 +74,11 @@ class TaskAnswer(BaseModel):
     label: str
     probability: float
     probabilities: dict[str, float]
-    spread: dict[str, float] | None = Field(description="Standard deviation over the rounds; of policy multi alone.")
-    rounds: int
+    spread: dict[str, float] | None = Field(
+        description="Standard deviation over the rounds, of policy multi alone. Where rounds is 1 there is none: 0 for "
+        "every class, which says nothing about how sure the answer is."
+    )
+    rounds: int = Field(description="That were computed: 1 for a task that does not sample, whatever was asked for.")
 
 
 class ImageAnswer(BaseModel):
