@@ -221,7 +221,8 @@ async def client(
 async def succeed(http: httpx.AsyncClient, world: World, ask: Ask, due: float, attempts: int, tally: Tally) -> None:
     """A good request, until it is answered."""
     policy = "multi" if ask.kind == "rounds" else "mean"
-    fields = {"tasks": ask.tasks, "policy": policy, "rounds": str(SEVERAL), "seed": str(SEED)}
+    sampling = {"rounds": str(SEVERAL), "seed": str(SEED)} if policy == "multi" else {}
+    fields = {"tasks": ask.tasks, "policy": policy} | sampling
     files = [("images", (str(k), world.pictures[k])) for k in ask.chosen]
     sent = time.monotonic()
     while True:

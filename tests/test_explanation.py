@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from cli_cases import write_backbone, write_photos
 from test_inspection import classifier
 from test_report import NASTY, Page
+from viapt import artifact
 from viapt.cli import main
 from viapt.errors import BackboneError, ConfigError, DataError
 from viapt.explanation import (
@@ -261,6 +263,18 @@ def test_explain_with_training_data(fitted, tmp_path, capsys):
     assert {"attention-2.png", "prompt-similarity.png", "pca-before.png", "t-sne-after.png"} <= names
     assert "12 training pictures" in page.text  # of 20, the rest is for validation and test
     assert re.search("sha256:[0-9a-f]{64}", page.text)
+
+
+def test_the_command_on_the_page_makes_the_page_again(fitted, tmp_path, capsys, monkeypatch):
+    run, photos = fitted
+    weights, restore = tmp_path / "weights.safetensors", artifact.restore_backbone
+    monkeypatch.setattr(artifact, "restore_backbone", lambda *given: restore(*given[:3], None))  # it has its own
+    options = [photos / "red" / "00.png", "--out", tmp_path / "x", "--train", photos, "--train-images", 10]
+    options += ["--seed", 1, "--weights", weights]
+    code, err = call(capsys, run, *options)
+    assert code == 0, err
+    page = Page((tmp_path / "x" / "explanation.html").read_text(encoding="utf-8"))
+    assert shlex.join(["viapt", "explain", str(run), *map(str, options)]) in page.text
 
 
 @pytest.mark.parametrize("kind", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "transformers"])

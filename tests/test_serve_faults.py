@@ -23,6 +23,7 @@ from serve_cases import (
     upload,
     write_tasks,
 )
+from viapt.serve.batching import LATELY
 from viapt.serve.limits import Limits
 
 # Of an upload that ends too early, Starlette leaves the temporary file to the garbage collector.
@@ -51,6 +52,9 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
     "unknown task": (upload(picture(), tasks="depe"), 404, "unknown_task"),
     "unknown policy": (upload(picture(), policy="often"), 422, "invalid_request"),
     "no rounds": (upload(picture(), policy="multi", rounds="0"), 422, "invalid_request"),
+    "rounds of one pass": (upload(picture(), rounds="3"), 422, "invalid_request"),
+    "rounds of one sample": (upload(picture(), policy="fixed", rounds="1"), 422, "invalid_request"),
+    "seed of no sample": (upload(picture(), seed="0"), 422, "invalid_request"),
     "too many rounds": (upload(picture(), policy="multi", rounds="33"), 422, "too_many_rounds"),
     "seed": (upload(picture(), seed="-1"), 422, "invalid_request"),
     "too many images": (upload(*[picture()] * 5), 413, "too_many_images"),
@@ -117,13 +121,14 @@ def test_a_slow_upload_is_given_up(adapters: dict[str, Path], monkeypatch: pytes
 
 def test_a_late_answer_is_given_up_and_never_computed(adapters: dict[str, Path]) -> None:
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
-        made = passes_made(app)
+        made, batcher = passes_made(app), app.state.service.batcher
+        batcher.taken.extend([0.001] * LATELY)  # whatever else computes here
         with held(app):
             late = await asyncio.gather(*(client.post("/v1/classify", **upload(picture())) for _ in range(3)))
             for response in late:
-                refused(response, 504, "timeout")
-            assert app.state.service.batcher.admitted == 0
-        app.state.service.limits = Limits()
+                assert "fewer images" in refused(response, 504, "timeout")["remedy"]
+            assert batcher.admitted == 0
+        app.state.service.limits = batcher.limits = Limits()
         await sound(client, adapters)
         assert len(made) == 1 + len(adapters)  # the one that had begun, and those of the last request
 
@@ -212,6 +217,29 @@ def test_a_full_queue_says_when_to_come_back(adapters: dict[str, Path]) -> None:
     serve(adapters, scenario, Limits(queue=2))
 
 
+def test_what_cannot_be_computed_in_time_is_refused_at_once(adapters: dict[str, Path]) -> None:
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        batcher, deep = app.state.service.batcher, {"tasks": "deep"}
+        batcher.taken.extend([1.0] * (LATELY - 1) + [1000.0])  # one pass was held up
+        limits = (await client.get("/v1/tasks")).json()["limits"]
+        assert (limits["rows"], limits["timeout"]) == (4, 8.9)
+        error = refused(await client.post("/v1/classify", **upload(*[picture()] * 9, **deep)), 413, "too_many_rows")
+        assert "9 rows" in error["message"] and "at most 8" in error["expected"] and "--timeout" in error["remedy"]
+        with held(app) as begun:
+            first = asyncio.create_task(client.post("/v1/classify", **upload(picture(), **deep)))
+            await begun()
+            response = await client.post("/v1/classify", **upload(*[picture()] * 8, **deep))
+            assert "at most 8" in refused(response, 429, "busy")["expected"]
+            assert response.headers["retry-after"] == "1"
+        assert (await first).status_code == 200
+        batcher.taken.extend([1000.0] * LATELY)
+        limits = (await client.get("/v1/tasks")).json()["limits"]
+        assert limits["rows"] == 1
+        assert (await client.post("/v1/classify", **upload(picture(), **deep))).status_code == 200
+
+    serve(adapters, scenario, Limits(timeout=8.9))
+
+
 def test_too_many_requests_are_turned_away_at_once(adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they send, and however slowly; it is let pass by for a while, so that they see the answer."""
     monkeypatch.setattr("viapt.serve.gate.LINGER", 0.05)
@@ -228,6 +256,9 @@ def test_too_many_requests_are_turned_away_at_once(adapters: dict[str, Path], mo
             refused(response, 503, "busy")
             assert response.headers["retry-after"] == "1"
             assert (await client.get("/healthz")).json() == {"status": "ok"}
+            for path in ("/metrics", "/", "/page/page.css"):
+                assert (await client.get(path)).status_code == 200
+            refused(await client.get("/v1/tasks"), 503, "busy")
         assert (await first).status_code == 200
 
     serve(adapters, scenario, Limits(requests=1))

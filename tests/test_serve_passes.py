@@ -28,6 +28,7 @@ from serve_cases import (
     write_tasks,
 )
 from viapt.errors import DataError
+from viapt.serve.batching import LATELY
 from viapt.serve.limits import Limits
 from viapt.serve.pace import Pace, efficient_pace, efficient_rows, seconds_per_row
 from viapt.testing.subject import tiny_vit
@@ -125,6 +126,41 @@ def test_attention_leaves_passes_to_others(adapters: dict[str, Path], monkeypatc
             refused(await look, 422, "unreadable_image")
 
     serve(adapters, scenario, Limits(passes=2))
+
+
+def test_attention_that_nobody_waits_for_keeps_its_turn(
+    adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its thread is free: others that look wait for it, and passes have the other thread. Who waits goes."""
+    begun, end = threading.Semaphore(0), threading.Event()
+
+    def attend(*_: Any) -> Any:
+        begun.release()
+        assert end.wait(60)
+        raise DataError("no attention")
+
+    monkeypatch.setattr("viapt.serve.service.attend", attend)
+
+    async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
+        service, files = app.state.service, {"image": ("x", picture())}
+        service.batcher.taken.extend([0.001] * LATELY)  # whatever else computes here
+
+        async def look() -> httpx.Response:
+            return await client.post("/v1/attention", files=files, data={"task": "deep"})
+
+        for response in await asyncio.gather(look(), look(), look()):
+            refused(response, 504, "timeout")
+        service.limits = Limits()
+        assert begun.acquire(timeout=60) and service.batcher.admitted == 1
+        await asyncio.wait_for(sound(client, adapters), 60)  # by the other thread
+        assert not begun.acquire(blocking=False) and service.looking.locked()
+        end.set()
+        refused(await look(), 422, "unreadable_image")
+        assert service.batcher.admitted == 0 and not service.looking.locked()
+        await service.batcher.stop()
+        refused(await look(), 503, "draining")
+
+    serve(adapters, scenario, Limits(passes=2, timeout=0.2))
 
 
 def test_a_request_is_shared_by_passes_at_the_same_time(adapters: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -25,11 +26,29 @@ from viapt.serve.schema import TaskList
 
 TOKEN = "a-token-of-some-length"
 OVERVIEW: dict[str, Any] = {
-    "tasks": [{"name": "paper", "method": "viapt", "classes": ["a", "b"], "samples": True, "taught": False}],
-    "limits": {"images": 2, "request_bytes": 10**6, "pixels": 100, "rounds": 5, "queue": 5},
+    "tasks": [
+        {
+            "name": "paper",
+            "method": "viapt",
+            "classes": ["a", "b"],
+            "samples": True,
+            "precision": "float32",
+            "taught": False,
+        }
+    ],
+    "limits": {
+        "images": 2,
+        "request_bytes": 10**6,
+        "pixels": 100,
+        "rounds": 5,
+        "queue": 5,
+        "rows": 5,
+        "timeout": 200.0,
+    },
     "urls": False,
     "teaching": None,
     "backbone": "tiny",
+    "precision": "float32",
     "fingerprint": "0",
 }
 ANSWER = {"label": "a", "probability": 1.0, "probabilities": {"a": 1.0, "b": 0.0}, "spread": None, "rounds": 1}
@@ -212,6 +231,38 @@ def test_a_busy_server_is_asked_again() -> None:
     assert client.overview().model_dump() == OVERVIEW
     client.close()
     assert [request.headers["authorization"] for request in asked] == [f"Bearer {TOKEN}"] * 3
+
+
+def late(request: httpx.Request, most: int, slow: str) -> httpx.Response:
+    """Of a server that answers about so many images in time, and never about that one."""
+    names = re.findall(rb'(\w)\.png"', request.read())
+    if len(names) > most or slow.encode() in names:
+        error = {"code": "timeout", "message": "no answer within 200 s", "expected": None, "remedy": "a --timeout"}
+        return httpx.Response(504, json={"error": error}, headers={"Retry-After": "1"})
+    images = [{"name": name.decode(), "tasks": {"paper": ANSWER | {"rounds": int(name)}}} for name in names]
+    return httpx.Response(200, json={"images": images})
+
+
+def test_what_takes_too_long_is_divided_and_what_was_answered_is_kept(tmp_path: Path) -> None:
+    files = [tmp_path / f"{k}.png" for k in range(1, 9)]
+    for file in files:
+        file.write_bytes(picture())
+    overview, asked = TaskList.model_validate(OVERVIEW), []
+    limits = overview.limits.model_copy(update={"images": 32, "rows": 6})
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        asked.append((request.read().count(b"filename="), request.extensions["timeout"]["read"]))
+        return late(request, 3, "5")
+
+    with closing(Client("http://test", TOKEN, httpx.MockTransport(reply))) as client:
+        found = client.predict(overview.tasks[0], limits, files, "mean", 5, 0, 32)
+        assert found.prediction.rounds is not None
+        assert found.prediction.rounds.tolist() == [1, 2, 3, 4, 6, 7, 8]
+        assert found.places == [0, 1, 2, 3, 5, 6, 7] and "no answer within 200 s" in found.refused[4]
+        assert [size for size, _ in asked] == [6, 3, 3, 1, 1, 1, 1, 1]
+        assert all(seconds > 200 for _, seconds in asked)
+        with pytest.raises(ConfigError, match="To do: a --timeout"):
+            client.predict(overview.tasks[0], limits, files[4:5] * 2, "mean", 5, 0, 32)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import torch
 from fastapi import FastAPI
 from starlette.responses import JSONResponse, PlainTextResponse
 
@@ -20,7 +22,8 @@ import viapt
 from serve_cases import PATIENCE, picture, serve, served, upload, write_adapters
 from viapt.cli import main
 from viapt.errors import ConfigError
-from viapt.serve.on_ray import check_free
+from viapt.serve.limits import Limits
+from viapt.serve.on_ray import Replicas, check_free
 from viapt.serve.ray_proxy import Retriable
 from viapt.serve.tasks import adapters_in
 
@@ -180,6 +183,39 @@ def test_a_replica_keeps_its_tasks_and_says_who_counts(adapters: Path) -> None:
     serve(adapters_in([adapters]), story, backbone=backbone, replica="one")
 
 
+def test_a_replica_computes_on_its_cores(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas = Replicas([adapters], None, Limits(passes=1, rows=1), None, False, 2, cpus=3)
+    threads = torch.get_num_threads()
+    try:
+        assert replicas.build("one").state.service.batcher.pace.threads == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    asked: dict[str, Any] = {}
+
+    def deployment(**options: Any) -> Any:
+        asked.update(options)
+        return lambda _: SimpleNamespace(bind=lambda: None)
+
+    serve = SimpleNamespace(deployment=deployment, ingress=lambda _: lambda found: found)
+    monkeypatch.setattr("viapt.serve.on_ray.import_ray", lambda _: serve)
+    replicas.deployment()
+    assert asked["ray_actor_options"] == {"num_cpus": 3} and asked["num_replicas"] == 2
+
+
+@pytest.mark.parametrize(("options", "cpus"), [("", 2), ("--cpus 5", 5), ("--address a:1", 1), ("--gpus 1", 1)])
+def test_replicas_share_the_cores_of_this_machine(
+    options: str, cpus: int, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIAPT_TOKEN", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(7)))
+    wanted: list[Any] = []
+    monkeypatch.setattr("viapt.serve.on_ray.serve_on_ray", lambda replicas, *_: wanted.append(replicas))
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", str(adapters), "--engine", "ray", "--replicas", "3", "--precision", "float32", *options.split()])
+    assert stopped.value.code == 0
+    assert (wanted[0].cpus, wanted[0].number, wanted[0].precision) == (cpus, 3, "float32")
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "code", "retry"),
     [
@@ -245,6 +281,7 @@ def test_a_port_that_is_taken() -> None:
     ("options", "words"),
     [
         ("--replicas 2", "--replicas has no effect with --engine local"),
+        ("--cpus 2", "--cpus has no effect with --engine local"),
         ("--engine ray --root .", "--root has no effect with --engine ray"),
         ("--engine ray --teach .", "--teach has no effect with --engine ray"),
         ("--engine ray", "no adapters in"),

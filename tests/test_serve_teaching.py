@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from fastapi import FastAPI
 from artifact_cases import fitted
 from cli_cases import write_backbone, write_photos
 from serve_cases import PATIENCE, bomb, picture, serve, upload
-from viapt.artifact import load
+from viapt.artifact import TENSORS, load
 from viapt.create import create_model
 from viapt.errors import ArtifactError, ConfigError
 from viapt.history import Epoch
@@ -33,6 +34,7 @@ from viapt.multitask import MultiTask
 from viapt.serve import teaching
 from viapt.serve.lesson import RUN
 from viapt.serve.limits import Limits
+from viapt.serve.problems import Problem
 from viapt.serve.teaching import Lesson, Teacher
 from viapt.testing.subject import tiny_vit
 from viapt.training import HISTORY
@@ -369,8 +371,35 @@ def test_one_server_a_folder_and_what_was_left_over_is_swept_away(
 
 def test_a_name_that_is_taken_when_the_server_starts(backbone: str, adapters: dict[str, Path], tmp_path: Path) -> None:
     create_model(backbone, "linear", classes=["x", "y"], precision="float32").save_pretrained(tmp_path / "old")
-    with pytest.raises(ConfigError, match="'old' already"):
+    with pytest.raises(ConfigError) as found:
         Teacher(MultiTask(backbone, adapters), tmp_path, Limits())
-    fitted(tiny_vit(), "linear").save_pretrained(tmp_path / "old")
-    with pytest.raises(ArtifactError):
-        Teacher(MultiTask(backbone), tmp_path, Limits())
+    assert all(str(folder) in str(found.value) for folder in (adapters["old"], tmp_path / "old"))
+
+
+def test_a_folder_that_is_given_twice_is_loaded_once(backbone: str, tmp_path: Path) -> None:
+    create_model(backbone, "linear", classes=["x", "y"], precision="float32").save_pretrained(tmp_path / "old")
+    tasks = MultiTask(backbone, {"old": tmp_path / ".." / tmp_path.name / "old"})
+    model = tasks["old"]
+    teacher = Teacher(tasks, tmp_path, Limits())
+    assert teacher.taught == ["old"] and tasks["old"] is model
+    asyncio.run(teacher.close())
+
+
+def test_what_was_taught_and_cannot_be_loaded_stops_nobody(
+    backbone: str, adapters: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named in the log, stays where it is, and its name stays taken."""
+    create_model(backbone, "linear", classes=["x", "y"], precision="float32").save_pretrained(tmp_path / "good")
+    fitted(tiny_vit(), "linear").save_pretrained(tmp_path / "foreign")
+    shutil.copytree(tmp_path / "good", tmp_path / "damaged")
+    (tmp_path / "damaged" / TENSORS).write_bytes(b"no tensors")
+    teacher = Teacher(MultiTask(backbone, adapters), tmp_path, Limits())
+    assert teacher.taught == ["good"] and list(teacher.tasks) == ["old", "good"]
+    assert [name for name in ("damaged", "foreign", "good") if str(tmp_path / name) in caplog.text] == [
+        "damaged",
+        "foreign",
+    ]
+    assert {"damaged", "foreign"} < left_in(tmp_path)
+    with pytest.raises(Problem, match="task 'damaged' already"):
+        teacher.check_name("damaged", True)
+    asyncio.run(teacher.close())

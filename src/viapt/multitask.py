@@ -24,10 +24,12 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from viapt.adapter_files import read_config
 from viapt.artifact import load
 from viapt.backbones import create_backbone
 from viapt.device import send
 from viapt.errors import ConfigError, DataError, did_you_mean
+from viapt.hub import adapter_folder
 from viapt.inference import Policy, Prediction, check_policy, check_shape, evaluating, preprocessed, softmax
 from viapt.methods.base import PromptMethod
 from viapt.mixture import Mixture, Row, consecutive, noise, part_of, passes, rows_on_cpu, running, used
@@ -69,6 +71,18 @@ class Outcome:
     rounds: int
 
 
+class Source(NamedTuple):
+    """What a task was loaded from.
+
+    Attributes:
+        folder: of its adapter, at that time.
+        precision: that its backbone had when it was fitted.
+    """
+
+    folder: Path
+    precision: str
+
+
 class MultiTask(Mapping[str, PromptedClassifier]):
     """Tasks by name, all of them on one frozen backbone, which is held once.
 
@@ -93,6 +107,7 @@ class MultiTask(Mapping[str, PromptedClassifier]):
             raise ConfigError(f"rows = {rows}", expected="at least 1")
         self.backbone, self.rows = create_backbone(backbone), rows
         self.models: dict[str, PromptedClassifier] = {}  # replaced as a whole, never changed
+        self.sources: dict[str, Source] = {}  # of each task that is or was loaded
         self.changing, self.reweighting = threading.Lock(), threading.Lock()
         self.loops: SimpleQueue[PromptedClassifier] = SimpleQueue()
         self.passes = 0
@@ -113,6 +128,11 @@ class MultiTask(Mapping[str, PromptedClassifier]):
     def device(self) -> torch.device:
         """Where the backbone is."""
         return next(self.backbone.parameters()).device
+
+    @property
+    def precision(self) -> str:
+        """In which the backbone computes."""
+        return str(self.backbone.dtype).removeprefix("torch.")
 
     def allow(self, passes: int) -> None:
         """Let at least so many passes be made at the same time, each in a thread of whoever asks.
@@ -153,7 +173,8 @@ class MultiTask(Mapping[str, PromptedClassifier]):
                 raise ConfigError(
                     f"There is a task {name!r} already", expected="a new name", remedy="replace=True, or remove it"
                 )
-            model = load(directory, self.backbone, precision=str(self.backbone.dtype).removeprefix("torch."))
+            folder = adapter_folder(directory)
+            model = load(folder, self.backbone, precision=self.precision)
             if model.method.batch_dependent:
                 raise ConfigError(
                     f"{model.method.name} in {directory}, as configured, answers by the other images of the batch, too",
@@ -162,6 +183,7 @@ class MultiTask(Mapping[str, PromptedClassifier]):
             model.method.to(self.device)
             model.head.to(self.device)
             shed(model.method)
+            self.sources[name] = Source(folder, read_config(folder)["backbone"]["precision"])
             self.models = self.models | {name: model}
         return model
 

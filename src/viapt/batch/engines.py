@@ -51,7 +51,7 @@ class LocalEngine:
 
 
 class RayEngine:
-    """By Ray Data, in `workers` processes that each open the model once; one that dies is replaced.
+    """By Ray Data, in `workers` processes that open the model for `AHEAD` parts each; one that dies is replaced.
 
     Adapter, weights and images must have the same paths on every node.
 

@@ -66,7 +66,8 @@ def explain(
     with reading(console) as progress:
         known = None if train is None else training_pictures(model, adapter, train, train_images or 2000, progress)
     found = explained(model, backbone.to(default_device()), files, known, seed=seed)
-    told = ["--train", train] if train is not None else []
-    command = shlex.join(["viapt", "explain", str(place), *images, "--out", str(out), *told, "--seed", str(seed)])
+    given = {"--train": train, "--train-images": train_images, "--seed": seed, "--weights": weights}
+    told = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    command = shlex.join(["viapt", "explain", str(place), *images, "--out", str(out), *told])
     page = write_explanation(replace(found, facts=facts(command, config, known)), out)
     show(f"explanation  {page}", f"pictures     {out / 'pictures'}")

@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viapt.cli.shown import none_readable, report_bad, show_prediction
+import typer
+
+from viapt.cli.shown import FAILED_IMAGES, none_readable, report_bad, show_prediction
 from viapt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def predict_elsewhere(
         raise ConfigError("viapt predict --server needs httpx and pydantic", remedy="pip install 'viapt[serve]'")
     from viapt.serve.access import read_token
     from viapt.serve.client import Client
+    from viapt.tables import say
 
     inside = next((file.name for file in files if file.size >= 0), None)
     if inside is not None:
@@ -56,9 +59,14 @@ def predict_elsewhere(
         good, bad = sorted_out(files, limits)
         if not good:
             raise none_readable(bad)
-        result = client.predict(known, limits, [Path(file.path) for file in good], **ask)
-    show_prediction(known.classes, [file.name for file in good], result, form)
+        answered, result, refused = client.predict(known, limits, [Path(file.path) for file in good], **ask)
+    show_prediction(known.classes, [good[place].name for place in answered], result, form)
+    if refused:
+        say(f"{len(refused)} of {len(files)} images were not answered, each of them alone:")
+        say(*(f"{good[place].name}: {why}" for place, why in refused.items()))
     report_bad(len(files), bad)
+    if refused:
+        raise typer.Exit(FAILED_IMAGES)
 
 
 def sorted_out(files: list[Reference], limits: LimitsInfo) -> tuple[list[Reference], list[str]]:

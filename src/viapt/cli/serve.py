@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +20,9 @@ PARTS = ("fastapi", "uvicorn", "multipart", "prometheus_client", "httpx")
 
 def serve(
     adapters: Annotated[
-        list[Path], typer.Argument(help="Adapters, folders of adapters, or hf://user/name; all of one backbone.")
-    ],
+        list[Path] | None,
+        typer.Argument(help="Adapters, folders of adapters, or hf://user/name; all of one backbone."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     root: Annotated[
@@ -32,11 +35,21 @@ def serve(
             help="Folder for tasks that are taught on the page; those in it are loaded (default: no teaching)."
         ),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="To begin on without adapters, with --teach or --root: a name as of viapt fit."),
+    ] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch images from public addresses that clients name.")
     ] = False,
     token_file: TokenFile = None,
     weights: Weights = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"] | None,
+        typer.Option(
+            help="Of the backbone; auto: bfloat16 where it is fast (default: what the first adapter was fitted in)."
+        ),
+    ] = None,
     wait_ms: Annotated[float, typer.Option(help="How long a request waits for others to share its pass.")] = 5,
     rows: Annotated[
         int | None,
@@ -65,6 +78,13 @@ def serve(
     replicas: Annotated[int | None, ray_option(min=1, help="Processes on Ray (default: 1).")] = None,
     address: Annotated[str | None, ray_option(help="Of a Ray cluster (default: one on this machine).")] = None,
     gpus: Annotated[float | None, ray_option(min=0, help="GPUs of each replica (default: none).")] = None,
+    cpus: Annotated[
+        int | None,
+        ray_option(
+            min=1,
+            help="Cores of each replica (default: its share of this machine's; with --address or --gpus, 1).",
+        ),
+    ] = None,
 ) -> None:
     """Serve the tasks of adapters: a page at /, and an API to classify, list, load, unload and teach.
 
@@ -96,18 +116,25 @@ def serve(
     for folder in root or ():
         if not folder.is_dir():
             raise ConfigError(f"--root {folder} is no folder", expected="one that is there")
-    check_engine(engine, {"replicas": replicas, "address": address, "gpus": gpus}, {"root": root, "teach": teach})
+    check_beginning(adapters, backbone, teach or root)
+    one = {"root": root, "teach": teach, "backbone": backbone}
+    check_engine(engine, {"replicas": replicas, "address": address, "gpus": gpus, "cpus": cpus}, one)
     if engine == "ray":
         from viapt.hub import on_hub
         from viapt.serve.on_ray import Replicas, serve_on_ray
-        from viapt.serve.tasks import adapters_in
+        from viapt.serve.tasks import adapters_in, fitted_in, remark
         from viapt.tables import say
 
-        folders = [place if on_hub(place) else place.absolute() for place in adapters]
+        folders = [place if on_hub(place) else place.absolute() for place in adapters or ()]
         wanted = Replicas(
-            folders, weights and weights.absolute(), limits, token, allow_urls, replicas or 1, gpus or 0.0
+            folders, weights and weights.absolute(), limits, token, allow_urls, replicas or 1, gpus or 0.0, precision
         )
-        say(f"{wanted.number} replicas of {', '.join(adapters_in(folders))}")
+        if cpus is not None or not (address or gpus):
+            wanted = replace(wanted, cpus=cpus or max(1, len(os.sched_getaffinity(0)) // wanted.number))
+        fitted = fitted_in(adapters_in(folders))
+        say(f"{wanted.number} replicas of {', '.join(fitted)}; cores of each: {wanted.cpus}")
+        if precision != "auto":  # which each replica measures
+            say(*remark(precision or next(iter(fitted.values())), fitted))
         serve_on_ray(wanted, host, port, address)
         return
 
@@ -116,10 +143,10 @@ def serve(
     from viapt.serve.app import create_app
     from viapt.serve.fetching import Fetcher
     from viapt.serve.server import run
-    from viapt.serve.tasks import open_tasks
+    from viapt.serve.tasks import open_backbone, open_tasks, remark
     from viapt.tables import say
 
-    tasks = open_tasks(adapters, weights)
+    tasks = open_backbone(backbone, weights, precision) if backbone else open_tasks(adapters or [], weights, precision)
     app = create_app(
         tasks,
         limits=limits,
@@ -131,9 +158,30 @@ def serve(
     )
     pace = app.state.service.batcher.pace
     torch.set_num_threads(pace.threads)  # a team for the loop's small sums disturbs passes
-    say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}: {', '.join(tasks)}")
+    names = ", ".join(tasks) or "none yet"
+    say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}, in {tasks.precision}: {names}")
+    say(*remark(tasks.precision, {name: tasks.sources[name].precision for name in tasks}))
     say(f"{pace}")
     run(app, host, port, limits)
+
+
+def check_beginning(adapters: list[Path] | None, backbone: str | None, later: object) -> None:
+    """See that there are tasks, or a backbone on which there may be some `later`.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    if not adapters and backbone is None:
+        raise ConfigError(
+            "There is nothing to serve",
+            expected="adapters; or, to begin without, --backbone NAME with --teach FOLDER or --root FOLDER",
+        )
+    if adapters and backbone is not None:
+        raise ConfigError(
+            "--backbone has no effect with adapters, which name theirs", expected="adapters or --backbone"
+        )
+    if backbone is not None and not later:
+        raise ConfigError("--backbone alone: no task could ever be there", expected="--teach FOLDER or --root FOLDER")
 
 
 def check_engine(engine: str, of_ray: dict[str, Any], of_one_process: dict[str, Any]) -> None:

@@ -110,12 +110,16 @@ def create_app(
         ],
         tasks: Annotated[list[str], Form(default_factory=list, description="Names; none: all that are loaded.")],
         policy: Annotated[Policy, Form()] = "mean",
-        rounds: Annotated[int, Form(ge=1, description="Of policy multi; GET /v1/tasks says how many at most.")] = 5,
-        seed: Annotated[int, Form(ge=0, le=LARGEST_SEED, description="Of policies fixed and multi.")] = 0,
+        rounds: Annotated[
+            int | None,
+            Form(ge=1, description="Of policy multi alone (default: 5); GET /v1/tasks says how many at most."),
+        ] = None,
+        seed: Annotated[
+            int | None, Form(ge=0, le=LARGEST_SEED, description="Of policies fixed and multi alone (default: 0).")
+        ] = None,
     ) -> Answers:
         """Classify images for the chosen tasks; one unreadable image refuses the request, and is named."""
-        asked = Question("", 0, policy, rounds, seed)
-        answers = service.classify(images, urls, asked, tasks)
+        answers = service.classify(images, urls, sampled(policy, rounds, seed), tasks)
         return await in_time(answers, request, service.limits.timeout)
 
     @app.post("/v1/attention", response_model=Attention)
@@ -128,6 +132,19 @@ def create_app(
         return await in_time(service.attention(image, task), request, service.limits.timeout)
 
     return app
+
+
+def sampled(policy: Policy, rounds: int | None, seed: int | None) -> Question:
+    """How each picture is asked about.
+
+    Raises:
+        Problem: what has no effect is given.
+    """
+    if rounds is not None and policy != "multi":
+        raise Problem(422, "invalid_request", f"rounds has no effect on policy {policy}", expected="policy multi")
+    if seed is not None and policy == "mean":
+        raise Problem(422, "invalid_request", "seed has no effect on policy mean", expected="policy fixed or multi")
+    return Question("", 0, policy, 5 if rounds is None else rounds, 0 if seed is None else seed)
 
 
 def add_status(app: FastAPI, service: Service) -> None:
@@ -165,10 +182,13 @@ def add_tasks(app: FastAPI, service: Service) -> None:
                 pixels=limits.pixels,
                 rounds=limits.rounds,
                 queue=limits.queue,
+                rows=max(1, service.batcher.room // 2),
+                timeout=limits.timeout,
             ),
             urls=service.fetcher is not None,
             teaching=offered(service.teacher, limits),
             backbone=tasks.backbone.name,
+            precision=tasks.precision,
             fingerprint=tasks.backbone.fingerprint,
         )
 
@@ -196,7 +216,7 @@ async def in_time(answers: Coroutine[Any, Any, T], request: Request, seconds: fl
             return work.result()
         if gone.done():
             raise Problem(499, "client_gone", "The client is gone")
-        raise Problem(504, "timeout", f"There was no answer within {seconds:g} s", retry_after=1)
+        raise Problem(504, "timeout", f"There was no answer within {seconds:g} s", remedy=problems.LESS, retry_after=1)
     finally:
         for task in (work, gone):
             task.cancel()

@@ -17,6 +17,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import median_low
 
 import torch
 from jaxtyping import Float
@@ -27,10 +28,11 @@ from viapt.model import PromptedClassifier
 from viapt.multitask import MultiTask, Outcome, Question, outcome
 from viapt.serve.limits import Limits
 from viapt.serve.metrics import Metrics
-from viapt.serve.pace import efficient_pace
-from viapt.serve.problems import Problem
+from viapt.serve.pace import efficient_pace, seconds_at
+from viapt.serve.problems import LESS, Problem
 
 Models = Mapping[str, PromptedClassifier]
+LATELY = 15  # passes: more than another program holds up
 
 
 @dataclass(eq=False)
@@ -65,7 +67,7 @@ class Batcher:
         self.jobs: deque[Job] = deque()
         self.admitted = 0
         self.ended = False
-        self.seconds = 0.01  # that a row took lately
+        self.taken = deque([seconds_at(tasks.backbone, self.pace)], LATELY)  # seconds of a row, in each pass
         self.arrived = asyncio.Event()
         self.threads = ThreadPoolExecutor(
             self.pace.passes, "viapt-passes", initializer=torch.set_num_threads, initargs=(self.pace.threads,)
@@ -90,19 +92,29 @@ class Batcher:
         """Whether jobs are computed."""
         return bool(self.loops) and not any(loop.done() for loop in self.loops)
 
+    @property
+    def seconds(self) -> float:
+        """That a row took lately."""
+        return median_low(self.taken)
+
+    @property
+    def room(self) -> int:
+        """Rows that may be admitted at a time: those of the queue, but no more than are answered within the timeout."""
+        return max(1, min(self.limits.queue, int(self.limits.timeout * self.pace.passes / self.seconds)))
+
     def check(self, rows: int) -> None:
         """Refuse what can never be admitted.
 
         Raises:
             Problem: 413.
         """
-        if rows > self.limits.queue:
+        if rows > self.room:
             raise Problem(
                 413,
                 "too_many_rows",
                 f"The request makes {rows} rows (images x tasks x rounds)",
-                expected=f"at most {self.limits.queue}",
-                remedy="send fewer images at a time, choose tasks, or ask for fewer rounds",
+                expected=f"at most {self.room}: the queue, or what is computed here within {self.limits.timeout:g} s",
+                remedy=LESS,
             )
 
     def admit(self, rows: int) -> None:
@@ -112,12 +124,12 @@ class Batcher:
             Problem: there are too many already (429), or these alone are more than there can ever be (413).
         """
         self.check(rows)
-        if self.admitted + rows > self.limits.queue:
+        if self.admitted + rows > self.room:
             raise Problem(
                 429,
                 "busy",
                 f"{self.admitted} rows are being computed or wait",
-                expected=f"at most {self.limits.queue} with those of this request, {rows}",
+                expected=f"at most {self.room} with those of this request, {rows}",
                 remedy="send it again later",
                 retry_after=max(1, math.ceil(self.seconds * self.admitted / self.pace.passes)),
             )
@@ -231,7 +243,7 @@ class Batcher:
     def count(self, batch: list[Job], seconds: float) -> None:
         """For the metrics, and to say when to come back."""
         rows = sum(len(job.rows) for job in batch)
-        self.seconds += 0.2 * (seconds / rows - self.seconds)
+        self.taken.append(seconds / rows)
         self.metrics.batch_rows.observe(rows)
         self.metrics.batch_requests.observe(len({job.request for job in batch}))
         self.metrics.batch_seconds.observe(seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import torch
@@ -18,9 +18,28 @@ from viapt.serve.schema import Answers, ErrorBody, LimitsInfo, TaskAnswer, TaskI
 
 Body = TypeVar("Body", bound=BaseModel)
 
-PATIENCE = 60.0  # seconds in which a busy server is asked again
+PATIENCE = 60.0  # seconds until there is an answer, and in which a busy server is asked again
 AGAIN = (429, 503)
+TOO_MUCH = ("timeout", "too_many_rows")  # errors about requests of which half may be answered
 SURROUNDING = 1024  # bytes of multipart about a file, and about all of them, at most
+
+
+class TooMuchError(ConfigError):
+    """A request takes the server too long."""
+
+
+class Answered(NamedTuple):
+    """What a server says of some files.
+
+    Attributes:
+        places: of those that it answered, from 0.
+        prediction: of them.
+        refused: place of each other, which it could not answer even alone -> why.
+    """
+
+    places: list[int]
+    prediction: Prediction
+    refused: dict[int, str]
 
 
 class Client:
@@ -36,7 +55,7 @@ class Client:
         self.url = url
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
-            self.http = httpx.Client(base_url=url, headers=headers, timeout=60, transport=transport)
+            self.http = httpx.Client(base_url=url, headers=headers, timeout=PATIENCE, transport=transport)
         except (httpx.InvalidURL, ValueError) as error:
             raise ConfigError(f"{url} is no address of a server ({error})", expected="http://HOST:PORT") from error
 
@@ -65,8 +84,8 @@ class Client:
         rounds: int,
         seed: int,
         batch_size: int,
-    ) -> Prediction:
-        """What a task says of image files, `batch_size` of them in a request at most.
+    ) -> Answered:
+        """What a task says of image files, `batch_size` of them in a request at most; fewer where that takes too long.
 
         Args:
             task: as the server told of it.
@@ -75,24 +94,38 @@ class Client:
             policy: this and the rest are those of `viapt.inference.predict`.
 
         Raises:
-            ConfigError: the server does not answer, refuses the request, or answers something else.
+            ConfigError: the server does not answer, refuses a request or all images, or answers something else.
             DataError: it cannot read an image.
         """
         rows = max(1, rounds) if policy == "multi" and task.samples else 1
-        most = max(1, min(batch_size, limits.images, limits.queue // rows))  # one alone may be refused, in words
-        asked = {"tasks": [task.name], "policy": policy, "rounds": str(rounds), "seed": str(seed)}
-        answers: list[TaskAnswer] = []
-        for some in requests(files, most, limits.request_bytes):
-            parts = [("images", (text(path), path.read_bytes())) for path in some]
-            found = self.send(Answers, "POST", "/v1/classify", data=asked, files=parts)
-            answers += self.matched(found, task, len(some), policy == "multi")
-        spreads = [[answer.spread[name] for name in task.classes] for answer in answers if answer.spread]
-        return Prediction(
-            labels=[answer.label for answer in answers],
-            probabilities=torch.tensor([[answer.probabilities[name] for name in task.classes] for answer in answers]),
-            spread=torch.tensor(spreads) if spreads else None,
-            rounds=torch.tensor([answer.rounds for answer in answers]),
-        )
+        most = max(1, min(batch_size, limits.images, limits.rows // rows))  # one alone may be refused, in words
+        answers: dict[int, TaskAnswer] = {}
+        refused: dict[int, TooMuchError] = {}
+        while (done := len(answers) + len(refused)) < len(files):
+            some = next(requests(files[done:], most, limits.request_bytes))
+            try:
+                found = self.ask(task, limits, some, question(task, policy, rounds, seed))
+            except TooMuchError as error:
+                if len(some) == 1:
+                    refused[done] = error
+                most = max(1, len(some) // 2)
+            else:
+                answers |= enumerate(found, done)
+        if refused and not answers:
+            raise next(iter(refused.values()))
+        reasons = {place: error.found for place, error in refused.items()}
+        return Answered(list(answers), prediction(task.classes, list(answers.values())), reasons)
+
+    def ask(self, task: TaskInfo, limits: LimitsInfo, files: Sequence[Path], asked: dict[str, Any]) -> list[TaskAnswer]:
+        """What a task says of the files of one request.
+
+        Raises:
+            ConfigError, DataError: as of `predict`; `TooMuchError` if that took too long.
+        """
+        parts = [("images", (text(path), path.read_bytes())) for path in files]
+        seconds = limits.timeout + PATIENCE
+        found = self.send(Answers, "POST", "/v1/classify", seconds, data=asked, files=parts)
+        return self.matched(found, task, len(files), asked["policy"] == "multi")
 
     def matched(self, found: Answers, task: TaskInfo, count: int, spread: bool) -> list[TaskAnswer]:
         """The answers of a task, if they are what was asked for.
@@ -120,17 +153,17 @@ class Client:
         """
         return self.send(TaskList, "GET", "/v1/tasks")
 
-    def send(self, kind: type[Body], method: str, path: str, **content: Any) -> Body:
-        """The answer to one request, which is sent again where the server is busy.
+    def send(self, kind: type[Body], method: str, path: str, seconds: float = PATIENCE, **content: Any) -> Body:
+        """The answer to one request, which is sent again for so many seconds where the server is busy.
 
         Raises:
             ConfigError: the server does not answer, answers something else, or refuses the request.
             DataError: it cannot read an image.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + seconds
         while True:
             try:
-                response = self.http.request(method, path, **content)
+                response = self.http.request(method, path, timeout=seconds, **content)
             except httpx.HTTPError as error:
                 raise ConfigError(
                     f"{self.url} does not answer ({type(error).__name__}: {error})", expected="a server: viapt serve"
@@ -151,12 +184,32 @@ class Client:
             raise ConfigError(
                 f"{self.url} answers {response.status_code} and nothing that viapt knows", expected="viapt serve"
             ) from None
-        wrong = DataError if error.code == "unreadable_image" else ConfigError
+        wrong = (
+            DataError if error.code == "unreadable_image" else TooMuchError if error.code in TOO_MUCH else ConfigError
+        )
         raise wrong(
             f"{self.url} answers {response.status_code}: {error.message}",
             expected=error.expected or "",
             remedy=error.remedy or "",
         )
+
+
+def question(task: TaskInfo, policy: str, rounds: int, seed: int) -> dict[str, Any]:
+    """The fields of a request, those left out that would have no effect."""
+    asked = {"tasks": [task.name], "policy": policy}
+    asked |= {"rounds": str(rounds)} if policy == "multi" else {}
+    return asked | ({"seed": str(seed)} if policy != "mean" else {})
+
+
+def prediction(classes: Sequence[str], answers: Sequence[TaskAnswer]) -> Prediction:
+    """Answers about images, as of a local prediction."""
+    spreads = [[answer.spread[name] for name in classes] for answer in answers if answer.spread]
+    return Prediction(
+        labels=[answer.label for answer in answers],
+        probabilities=torch.tensor([[answer.probabilities[name] for name in classes] for answer in answers]),
+        spread=torch.tensor(spreads) if spreads else None,
+        rounds=torch.tensor([answer.rounds for answer in answers]),
+    )
 
 
 def check_fit(path: Path, pixels: int, limits: LimitsInfo) -> None:

@@ -17,6 +17,7 @@ from viapt.serve.page import is_page
 from viapt.serve.problems import Problem
 
 OPEN = ("/healthz", "/readyz")  # for whoever starts and watches the process: they tell nothing else
+WATCHING = "/metrics"  # not one of the requests that are counted, nor are the files of the page: they wait for nobody
 LINGER = 5.0  # seconds that the rest of a body may take after the answer
 
 
@@ -81,11 +82,12 @@ class Gate:
             response.headers["Connection"] = "close"  # its body may take longer than anybody waits
             await response(scope, body, unhurried)
             return
-        self.inside += 1
+        counted = counts(scope)
+        self.inside += counted
         try:
             await self.app(scope, body, unhurried)
         finally:
-            self.inside -= 1
+            self.inside -= counted
 
     def check(self, scope: Scope) -> None:
         """Refuse what can be refused by the headers alone.
@@ -109,10 +111,15 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self.limits.request_bytes:
             raise too_large(self.limits)
-        if self.inside >= self.limits.requests:
+        if self.inside >= self.limits.requests and counts(scope):
             raise Problem(
                 503, "busy", f"{self.inside} requests are being answered", remedy="send it again later", retry_after=1
             )
+
+
+def counts(scope: Scope) -> bool:
+    """Whether this is one of the requests of which there may be so many at a time."""
+    return scope["path"] != WATCHING and not is_page(scope["path"])
 
 
 def check_origin(method: str, headers: dict[bytes, bytes], local: bool) -> None:

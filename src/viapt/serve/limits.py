@@ -17,7 +17,8 @@ class Limits:
             it cheaper here (`viapt.serve.pace`). Larger requests are cut.
         passes: at the same time, which share torch's threads; None: one for each number of threads that a pass makes
             good use of here, likewise.
-        queue: rows that are admitted and not yet answered; beyond them, requests are told to come back (429).
+        queue: rows that are admitted and not yet answered; beyond them, or what can be computed within `timeout`,
+            requests are told to come back (429).
         requests: that upload or wait at the same time; beyond them, others are turned away unread (503).
         request_bytes: of one request's body.
         images: in one request.
@@ -25,7 +26,7 @@ class Limits:
         rounds: of the policy `multi`.
         upload: seconds until a request's body has arrived.
         timeout: seconds until its answer is there.
-    tasks: that are loaded, until no more are at run time.
+        tasks: that are loaded, until no more are at run time.
         photos: that a task is taught with, of all classes together.
         classes: of a task that is taught.
         epochs: of a fit.

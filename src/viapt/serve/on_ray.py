@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi import FastAPI
 
 from viapt.errors import ConfigError
@@ -38,12 +39,12 @@ class Replicas:
     on a hub is fetched by each.
 
     Attributes:
-        folders, weights: see `open_tasks`.
+        folders, weights, precision: see `open_tasks`.
         limits: of each replica.
         token: see `create_app`.
         urls: whether images are fetched from addresses.
         number: how many of them, >= 1.
-        gpus: of each of them, for instance 0.5.
+        gpus, cpus: of each of them, for instance 0.5 and 4; it computes on so many threads.
     """
 
     folders: Sequence[Path]
@@ -53,13 +54,18 @@ class Replicas:
     urls: bool
     number: int
     gpus: float = 0.0
+    precision: str | None = None
+    cpus: int = 1
 
     def build(self, replica: str) -> FastAPI:
         """The application of one of them."""
-        tasks, limits = open_tasks(self.folders, self.weights), self.limits
+        torch.set_num_threads(self.cpus)  # whatever Ray, or the node, has in OMP_NUM_THREADS
+        tasks, limits = open_tasks(self.folders, self.weights, self.precision), self.limits
         fetcher = Fetcher(limits.request_bytes, limits.upload) if self.urls else None
         local = self.token is None
-        return create_app(tasks, limits=limits, token=self.token, fetcher=fetcher, local=local, replica=replica)
+        app = create_app(tasks, limits=limits, token=self.token, fetcher=fetcher, local=local, replica=replica)
+        torch.set_num_threads(app.state.service.batcher.pace.threads)
+        return app
 
     def deployment(self) -> Any:
         """For `ray.serve.run`."""
@@ -76,7 +82,7 @@ class Replicas:
                 if not self.app.state.service.batcher.alive:
                     raise RuntimeError("the loop of passes has ended")
 
-        room = {"num_cpus": 1} | ({"num_gpus": self.gpus} if self.gpus else {})
+        room = {"num_cpus": self.cpus} | ({"num_gpus": self.gpus} if self.gpus else {})
         options: dict[str, Any] = {
             "name": NAME,
             "num_replicas": self.number,
@@ -103,7 +109,7 @@ def deployed(replicas: Replicas, host: str, port: int, address: str | None) -> I
     """
     serve = import_ray("ray.serve")
     check_free(host, port)
-    ray = connect(address, replicas.number, {CALLBACK: f"{retriable.__module__}.{retriable.__name__}"})
+    ray = connect(address, replicas.number * replicas.cpus, {CALLBACK: f"{retriable.__module__}.{retriable.__name__}"})
     try:
         if serve.status().proxies:
             raise ConfigError(

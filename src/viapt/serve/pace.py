@@ -21,6 +21,7 @@ from viapt.precision import on_threads, timed
 
 GAIN = 0.1  # of the seconds a row takes, that twice as many rows must save
 SPEED_UP = 0.45  # of the seconds a row takes, that twice as many threads must save: of 0.5 that there could be
+SAMPLE = 8  # rows of a pass that is timed, at most: in more, a row hardly takes less, but all take long
 TURNS, REPEATS = 2, 3  # the fastest counts: other programs can slow a pass down, but never speed it up
 
 
@@ -47,6 +48,12 @@ def efficient_pace(backbone: Backbone, passes: int | None = None, rows: int | No
     threads = max(1, available // passes)
     with on_threads(threads):
         return Pace(passes, threads, rows or efficient_rows(backbone))
+
+
+def seconds_at(backbone: Backbone, pace: Pace) -> float:
+    """That a row takes in a pass that is made alone."""
+    with on_threads(pace.threads):
+        return seconds_per_row(backbone, min(pace.rows, SAMPLE))
 
 
 def efficient_threads(backbone: Backbone, most: int) -> int:

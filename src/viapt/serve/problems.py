@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from viapt.errors import ViaptError
 
 log = logging.getLogger("viapt.serve")
+LESS = "send fewer images at a time, choose tasks, or ask for fewer rounds; or a server with a longer --timeout"
 
 
 class Problem(HTTPException):

@@ -14,6 +14,7 @@ class TaskInfo(BaseModel):
     method: str
     classes: list[str]
     samples: bool = Field(description="Whether the policies fixed and multi differ from mean.")
+    precision: str = Field(description="That the backbone had when the task was fitted.")
     taught: bool = Field(False, description="Whether it was taught here, and its adapter can be downloaded.")
 
 
@@ -27,6 +28,11 @@ class LimitsInfo(BaseModel):
     queue: int = Field(
         description="Rows: images x tasks x rounds, which count with policy multi alone, for tasks that sample."
     )
+    rows: int = Field(
+        description="Of a request, at most, to be answered in half of the timeout, as fast as rows were lately, "
+        "since others may wait, too. More than twice as many are refused."
+    )
+    timeout: float = Field(description="Seconds until an answer is there, or an error.")
 
 
 class TeachingInfo(BaseModel):
@@ -46,6 +52,10 @@ class TaskList(BaseModel):
     urls: bool = Field(description="Whether images may be named by their address.")
     teaching: TeachingInfo | None = Field(description="None: nothing is taught here.")
     backbone: str | None
+    precision: str = Field(
+        description="In which the backbone computes. Tasks that were fitted in another one answer a little differently "
+        "than their adapters elsewhere."
+    )
     fingerprint: str
 
 
@@ -64,8 +74,11 @@ class TaskAnswer(BaseModel):
     label: str
     probability: float
     probabilities: dict[str, float]
-    spread: dict[str, float] | None = Field(description="Standard deviation over the rounds; of policy multi alone.")
-    rounds: int
+    spread: dict[str, float] | None = Field(
+        description="Standard deviation over the rounds, of policy multi alone. Where rounds is 1 there is none: 0 for "
+        "every class, which says nothing about how sure the answer is."
+    )
+    rounds: int = Field(description="That were computed: 1 for a task that does not sample, whatever was asked for.")
 
 
 class ImageAnswer(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from viapt.errors import ArtifactError, ConfigError, DataError, did_you_mean
 from viapt.model import PromptedClassifier
 from viapt.multitask import MultiTask, Outcome, Question
 from viapt.serve.attention import attend
-from viapt.serve.batching import Batcher
+from viapt.serve.batching import Batcher, draining
 from viapt.serve.fetching import Fetcher
 from viapt.serve.limits import Limits
 from viapt.serve.metrics import Metrics
@@ -109,15 +109,33 @@ class Service:
     async def attention(self, image: Upload, task: str) -> Attention:
         """Where a task looks, in its turn."""
         model, data = self.tasks.models[chosen(self.tasks.models, [task])[0]], await image.read()
+        work = partial(attend, self.tasks, model, self.transform, data, title(image, 0), self.limits.pixels)
         self.batcher.admit(1)
         try:
-            work = partial(attend, self.tasks, model, self.transform, data, title(image, 0), self.limits.pixels)
-            async with self.looking:
-                return await asyncio.get_running_loop().run_in_executor(self.batcher.threads, work)
+            await self.looking.acquire()
+        except BaseException:  # nobody waits for it any more
+            self.batcher.release(1)
+            raise
+        try:
+            return await self.look(work)
         except DataError as error:
             raise from_error(422, "unreadable_image", error) from error
-        finally:
-            self.batcher.release(1)
+
+    async def look(self, work: Callable[[], Attention]) -> Attention:
+        """In a thread of passes; the turn and its row end with the work, which goes on if nobody waits for it."""
+        loop = asyncio.get_running_loop()
+        try:
+            found = self.batcher.threads.submit(work)
+        except RuntimeError:  # they have ended
+            self.looked()
+            raise draining() from None
+        found.add_done_callback(lambda _: loop.call_soon_threadsafe(self.looked))
+        return await asyncio.wrap_future(found)
+
+    def looked(self) -> None:
+        """The next one may look."""
+        self.looking.release()
+        self.batcher.release(1)
 
     async def read_photos(self, photos: Sequence[Upload]) -> list[bytes | str]:
         """The bytes of each photo that can be read, or what is wrong with it."""
@@ -198,7 +216,12 @@ class Service:
         """What a client may know of a task."""
         taught = self.teacher is not None and name in self.teacher.taught
         return TaskInfo(
-            name=name, method=model.method.name, classes=model.classes, samples=samples(model), taught=taught
+            name=name,
+            method=model.method.name,
+            classes=model.classes,
+            samples=samples(model),
+            precision=self.tasks.sources[name].precision,
+            taught=taught,
         )
 
 

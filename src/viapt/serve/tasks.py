@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from viapt.adapter_files import CONFIG, read_config
 from viapt.artifact import restore_backbone
+from viapt.backbones import create_backbone
 from viapt.create import cast
 from viapt.device import default_device
 from viapt.errors import ConfigError
@@ -47,8 +48,13 @@ def named(place: Path) -> list[tuple[str, Path]]:
     return [(file.parent.resolve().name, file.parent) for file in inside]
 
 
-def open_tasks(folders: Sequence[Path], weights: Path | None) -> MultiTask:
+def open_tasks(folders: Sequence[Path], weights: Path | None, precision: str | None = None) -> MultiTask:
     """The tasks of these folders, on the backbone of the first, where it computes fastest.
+
+    Args:
+        folders: see `adapters_in`.
+        weights: of the backbone, where the file is not where it was.
+        precision: see `viapt.precision`; None: that in which the first task was fitted.
 
     Raises:
         ArtifactError: an adapter cannot be read, or was trained on another backbone than the first.
@@ -59,8 +65,39 @@ def open_tasks(folders: Sequence[Path], weights: Path | None) -> MultiTask:
     first = next(iter(adapters.values()))
     recorded = read_config(first)["backbone"]
     backbone = restore_backbone(first, recorded, None, weights)
-    cast(backbone, recorded["precision"])
+    cast(backbone, precision or recorded["precision"])
     return MultiTask(backbone.to(default_device()), adapters)
+
+
+def open_backbone(name: str, weights: Path | None, precision: str | None = None) -> MultiTask:
+    """A backbone that has no tasks yet, where it computes fastest; arguments as of `viapt.create_backbone`.
+
+    Raises:
+        BackboneError: it cannot be built.
+    """
+    backbone = create_backbone(name, weights=weights)
+    cast(backbone, precision or "auto")
+    return MultiTask(backbone.to(default_device()))
+
+
+def fitted_in(adapters: Mapping[str, Path]) -> dict[str, str]:
+    """The precision of the backbone with which each of these was fitted.
+
+    Raises:
+        ArtifactError: one of them cannot be read.
+    """
+    return {name: read_config(folder)["backbone"]["precision"] for name, folder in adapters.items()}
+
+
+def remark(served: str, fitted: Mapping[str, str]) -> list[str]:
+    """What to say of tasks that were fitted in another precision than is served; nothing if there are none."""
+    others = [f"{name} ({precision})" for name, precision in fitted.items() if precision != served]
+    if not others:
+        return []
+    return [
+        f"the backbone computes in {served}; fitted in another precision: {', '.join(others)}",
+        "their answers differ a little from those of viapt predict here (--precision)",
+    ]
 
 
 def below(roots: Sequence[Path], directory: str) -> Path:

@@ -93,8 +93,8 @@ class Teacher:
     """Fits one task at a time into a folder.
 
     Raises:
-        ConfigError: no such folder can be made, another server has it, or the backbone cannot be built again.
-        ArtifactError, ConfigError: a task that was taught before cannot be loaded; its name is taken.
+        ConfigError: no such folder can be made, another server has it, the backbone cannot be built again, or a task
+            that was taught before has the name of another one.
     """
 
     def __init__(self, tasks: MultiTask, folder: Path, limits: Limits) -> None:
@@ -116,9 +116,30 @@ class Teacher:
             raise ConfigError(f"Nothing can be written to {folder} ({error})", expected="a folder of yours") from error
         for left_over in folder.glob(f"{SCRATCH}*"):
             shutil.rmtree(left_over)
-        self.taught = sorted(path.parent.name for path in folder.glob(f"[!.]*/{CONFIG}"))
-        for name in self.taught:
-            tasks.add(name, folder / name)
+        names = sorted(path.parent.name for path in folder.glob(f"[!.]*/{CONFIG}"))
+        self.taught = [name for name in names if self.remember(name)]
+
+    def remember(self, name: str) -> bool:
+        """Load a task that was taught before, unless it is there; one that cannot be loaded is logged, and left alone.
+
+        Raises:
+            ConfigError: another task has its name.
+        """
+        folder = self.folder / name
+        if name in self.tasks:
+            other = self.tasks.sources[name].folder
+            if other.resolve() != folder.resolve():
+                raise ConfigError(
+                    f"{other} and {folder}, which was taught, would both be called {name!r}",
+                    remedy="rename one of the folders",
+                )
+            return True
+        try:
+            self.tasks.add(name, folder)
+        except (ArtifactError, ConfigError) as error:
+            log.error("%s, which was taught, is not loaded: %s", folder, error)
+            return False
+        return True
 
     @property
     def current(self) -> Lesson | None:
