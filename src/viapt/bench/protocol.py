@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
@@ -84,8 +84,7 @@ class Protocol:
     @classmethod
     def nearest(cls, values: Mapping[str, Any]) -> Protocol:
         """With defaults in place of values that are out of range, and of those that are so without these."""
-        known = {one.name: one.default for one in fields(cls) if one.default is not MISSING} | {"space": {}}
-        while wrong := violations(known | values):
+        while wrong := violations(vars(cls()) | dict(values)):
             values = {name: value for name, value in values.items() if name not in wrong}
         return cls(**values)
 

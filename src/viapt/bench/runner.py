@@ -72,7 +72,7 @@ def run(plan: Plan, folder: Path, engine: Engine, observe: Observer = lambda *_:
         observe: called at the start, and whenever something became of a job.
 
     Raises:
-        ConfigError: another runner is there, or the folder has another protocol.
+        ConfigError: another runner is there, or the folder has another protocol, or a search by another Optuna.
         ArtifactError: the store cannot be used.
         KeyboardInterrupt: after Ctrl-C; what is done is stored.
     """
