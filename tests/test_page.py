@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
     """Two pictures for two tasks and four rounds are more than it takes at a time, and one picture is, too."""
-    options = "--teach", str(folder / "taught"), "--queue", "4"
+    bounds = "--queue", "4", "--max-rounds", "5", "--max-megapixels", "1"
+    options = "--teach", str(folder / "taught"), *bounds
     with served(folder / "adapters", folder / "log", *options, VIAPT_TOKEN=TOKEN) as (url, _):
         yield url
 
@@ -233,6 +234,27 @@ def test_what_is_wrong_is_said_on_the_page(page: Any, folder: Path, tmp_path: Pa
     page.get_by_label("Photos of class 1").first.set_input_files(files(folder, "red"))
     page.get_by_role("button", name="Teach", exact=True).click()
     page.get_by_role("alert").filter(has_text="'class 2' has no photos").wait_for()
+
+
+@needs_browser
+def test_rounds_are_offered_as_far_as_the_server_allows(page: Any, folder: Path) -> None:
+    rounds = page.locator("#rounds")
+    assert rounds.input_value() == "5" and rounds.is_disabled()
+    page.get_by_label("Choose pictures").set_input_files(files(folder, "red")[0])
+    page.get_by_role("button", name="Classify", exact=True).click()
+    page.get_by_role("group", name="paper about 00.png").wait_for()
+    page.get_by_label("several samples").check()
+    assert rounds.is_visible() and rounds.is_enabled()
+
+    def one_round(route: Any) -> None:
+        told = route.fetch().json()
+        told["limits"]["rounds"] = 1
+        route.fulfill(json=told)
+
+    page.route("**/v1/tasks", one_round)
+    page.reload()
+    page.locator("html[data-ready]").wait_for()
+    assert page.get_by_label("their mean").is_hidden() and page.get_by_label("several samples").is_hidden()
 
 
 @needs_browser

@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { show as showAttention } from "./attention.js";
-import { at, complain, counted, make, percent, say, takesDrops, trying } from "./parts.js";
+import { at, bound, complain, counted, make, percent, say, takesDrops, trying } from "./parts.js";
 
 const SHOWN = 5; // classes of an answer
 export const pictures = []; // { file or url, name, source, tasks (name -> answer, once there is one) }
@@ -23,7 +23,7 @@ export function begin(onChange) {
     trying(at("ask"), classify);
   });
   for (const radio of document.querySelectorAll("[name=policy]")) {
-    radio.addEventListener("change", () => { at("sampling").hidden = policy() !== "multi"; });
+    radio.addEventListener("change", offerRounds);
   }
 }
 
@@ -40,8 +40,14 @@ export function know(overview, chosen = null) {
   )));
   if (!overview.tasks.length) at("tasks").append(make("p", { class: "quiet" }, "None are loaded."));
   at("by-address").hidden = !overview.urls;
-  at("rounds").max = overview.limits.rounds;
+  at("policies").hidden = overview.limits.rounds < 2;
+  bound(at("rounds"), overview.limits.rounds);
   ready();
+}
+
+// A field that nobody sees must be out of action: the browser would refuse to send the form for what is in it.
+function offerRounds() {
+  at("rounds").disabled = at("sampling").hidden = policy() !== "multi";
 }
 
 const names = () => [...document.querySelectorAll("[name=task]:checked")].map((box) => box.value);

@@ -15,6 +15,12 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
+// A number of a field, no larger than this.
+export function bound(field, most) {
+  field.max = most;
+  if (Number(field.value) > most) field.value = most;
+}
+
 export const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
 
 export function counted(count, noun, several = `${noun}s`) {

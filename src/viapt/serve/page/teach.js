@@ -2,7 +2,7 @@
 
 import { ask, send } from "./api.js";
 import { draw as drawCurves } from "./chart.js";
-import { at, complain, counted, make, say, shrunk, SIDE, takesDrops, trying } from "./parts.js";
+import { at, bound, complain, counted, make, say, shrunk, SIDE, takesDrops, trying } from "./parts.js";
 
 const PACE = 700; // milliseconds between two looks
 const STAGES = {
@@ -36,7 +36,7 @@ export async function know(overview) {
   at("teaching").hidden = offered === null;
   if (!offered || at("method").childElementCount) return;
   at("method").replaceChildren(...offered.methods.map((method) => make("option", {}, method)));
-  at("epochs").max = offered.epochs;
+  bound(at("epochs"), offered.epochs);
   at("advice").textContent = `Up to ${offered.photos} photos of 2 to ${offered.classes} classes. With five or more of each, a fifth is held back to measure on. `
     + `Photos are made smaller here (${SIDE} pixels), sent to this server, and removed when the fit has ended.`;
   const { teachings } = await ask("GET", "/v1/teachings");
