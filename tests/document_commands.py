@@ -1,7 +1,8 @@
 """Commands of documents, each run in a form that a test can afford.
 
 Those of viapt run in this process, `viapt bench` with its first task and seed and small images, `viapt serve` in the
-background. Of pip the names of extras are checked, of make the targets, of pytest what would be tested.
+background. Of pip the names of extras are checked, of make the targets, of pytest what would be tested, of
+`source` nothing.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Shell:
                 run(self.smaller(rest))
             case ["pip", "install", what]:
                 check_extra(what)
+            case ["source", ".venv/bin/activate"]:
+                pass
             case ["make", _]:
                 called("make", "--dry-run", *words[1:], folder=ROOT)
             case [".venv/bin/python", "-m", "pytest", *rest]:
@@ -77,10 +80,11 @@ class Shell:
 
     def serve(self, words: list[str]) -> None:
         """Start a server, which is stopped with the page."""
-        place = words.index("--port")
+        place = words.index("--port") if "--port" in words else len(words)
         first, *others = words[:place] + words[place + 2 :]
         address, _ = self.background.enter_context(served(Path(first), Path("serve.log"), *others))
-        self.addresses[f"http://127.0.0.1:{words[place + 1]}"] = address
+        port = words[place + 1] if words[place:] else "8000"
+        self.addresses[f"http://127.0.0.1:{port}"] = address
 
     def smaller(self, words: list[str]) -> list[str]:
         """The laboratory's jobs made small and few; any other command as it is."""
@@ -117,8 +121,8 @@ def called(*words: str, folder: Path | None = None) -> str:
 
 
 def check_extra(what: str) -> None:
-    """`viapt[NAME]` with an extra of ours."""
+    """`viapt[NAME]`, or `.[NAME]` in a checkout; several names with commas, extras of ours."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    found = re.fullmatch(r"viapt\[(\w+)\]", what)
-    if found is None or found[1] not in extras:
+    found = re.fullmatch(r"(?:viapt|\.)\[([\w,]+)\]", what)
+    if found is None or not {*found[1].split(",")} <= extras.keys():
         raise WrongPageError(f"pip install {what}: viapt has the extras {', '.join(extras)}")

@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
     """Two pictures for two tasks and four rounds are more than it takes at a time, and one picture is, too."""
-    options = "--teach", str(folder / "taught"), "--queue", "4"
+    bounds = "--queue", "4", "--max-rounds", "5", "--max-megapixels", "1"
+    options = "--teach", str(folder / "taught"), *bounds
     with served(folder / "adapters", folder / "log", *options, VIAPT_TOKEN=TOKEN) as (url, _):
         yield url
 
@@ -63,12 +64,17 @@ def page(browser: Any, server: str) -> Iterator[Any]:
     page.locator("html[data-ready]").wait_for()
     yield page
     context.close()
-    # A browser also complains of refusals (4xx), which the page itself tells: the first question has no token yet.
+    # A browser also complains of refusals, which the page itself tells: the first question has no token yet.
     assert [text for text in complaints if "with a status of 4" not in text] == []
 
 
 def files(folder: Path, label: str) -> list[Path]:
     return sorted((folder / "photos" / label).iterdir())
+
+
+def focused(page: Any) -> str:
+    """What has the focus, by its name or its id."""
+    return page.evaluate("document.activeElement.ariaLabel || document.activeElement.id")
 
 
 def accessible(page: Any) -> None:
@@ -92,6 +98,7 @@ def test_pictures_are_classified_compared_and_looked_at(page: Any, folder: Path,
     answer.wait_for()
     model = load(folder / "adapters" / "paper")
     expected = predict(model, [photo], "multi", 4, 0)
+    assert focused(page) == "ask"
     assert answer.locator(".verdict").inner_text() == expected.labels[0]
     best = float(expected.probabilities[0].max())
     shown = re.match(r"([\d.]+) % ± ([\d.]+)", answer.locator("td").nth(1).inner_text())
@@ -112,6 +119,7 @@ def test_pictures_are_classified_compared_and_looked_at(page: Any, folder: Path,
     accessible(page)
     page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
+    assert focused(page) == "Attention of paper over 00.png"
 
     page.get_by_role("tab", name="Compare").click()
     rows = page.get_by_role("table").locator("tbody tr")
@@ -155,6 +163,12 @@ def test_a_task_is_taught_by_keyboard_then_used_and_downloaded(page: Any, folder
     page.get_by_role("button", name="Classify", exact=True).click()
     page.get_by_role("group", name="colours about 00.png").wait_for()
     assert page.get_by_role("group", name="paper about").count() == 0
+    page.reload()
+    page.get_by_role("tab", name="Teach").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download colours").press("Enter")
+    assert download.value.suggested_filename == "colours.zip"
+    accessible(page)
 
 
 @needs_browser
@@ -177,9 +191,13 @@ def test_large_photos_are_made_small_and_a_fit_is_cancelled(page: Any, folder: P
     with page.expect_request(lambda asked: asked.method == "POST" and asked.url.endswith("/v1/teachings")) as sent:
         page.get_by_role("button", name="Teach", exact=True).click()
     assert int(sent.value.all_headers()["content-length"]) < 4 * share
+
+    page.route("**/v1/teachings/*", lambda route: route.fulfill(status=499), times=2)
+    page.get_by_text("The server answers 499. It is asked again.").wait_for()
+    page.get_by_text(re.compile("^(Getting ready|Learning)")).wait_for()
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_text("Cancelled: nothing was kept").wait_for()
-    assert not page.get_by_role("button", name="Use it").is_visible()
+    assert not page.get_by_role("button", name="Use it").is_visible() and focused(page) == "begin"
     assert not (folder / "taught" / "cancelled").exists()
 
 
@@ -220,19 +238,101 @@ def test_files_are_dropped_and_photos_dragged_between_boxes(page: Any) -> None:
 
 
 @needs_browser
-def test_what_is_wrong_is_said_on_the_page(page: Any, folder: Path, tmp_path: Path) -> None:
+def test_one_bad_picture_leaves_the_others_their_answers(page: Any, folder: Path, tmp_path: Path) -> None:
+    """It is named, says what is wrong with it in words for people, and can be taken away."""
     (tmp_path / "cut.png").write_bytes(picture()[:200])
-    page.get_by_label("Choose pictures").set_input_files(tmp_path / "cut.png")
+    Image.fromarray(np.zeros((1100, 1000, 3), np.uint8)).save(tmp_path / "large.png")
+    red, green = (files(folder, label)[0] for label in COLOURS)
+    page.get_by_label("Choose pictures").set_input_files([red, tmp_path / "cut.png", tmp_path / "large.png", green])
     page.get_by_role("button", name="Classify", exact=True).click()
-    alert = page.get_by_role("alert").filter(has_text="cut.png")
+    alert = page.get_by_role("alert").filter(has_text="Not classified: cut.png.")
     alert.wait_for()
-    assert "truncated" in alert.inner_text()
+    assert page.get_by_role("group", name="paper about").count() == 3
+    bad = page.get_by_role("listitem").filter(has_text="cut.png")
+    assert "This picture is damaged or truncated. Save it" in bad.inner_text() and "array" not in bad.inner_text()
     accessible(page)
+    page.get_by_role("button", name="Remove cut.png").press("Enter")
+    assert bad.count() == 0 and focused(page) == "Remove large.png"
+    page.get_by_role("button", name="Remove 00.png").last.press("Enter")
+    assert focused(page) == "Remove large.png"
+    assert page.get_by_role("group", name="paper about large.png, picture 2").is_visible()
+
+
+@needs_browser
+def test_a_request_that_takes_too_long_is_halved(page: Any, folder: Path) -> None:
+    """Down to one picture; the next requests are small at once, and one run does not begin during another."""
+    page.evaluate(
+        """() => {
+          const real = window.fetch;
+          const error = { code: "timeout", message: "There was no answer", expected: null, remedy: null };
+          window.sizes = [];
+          window.fetch = (path, options) => {
+            if (path !== "/v1/classify") return real(path, options);
+            const size = options.body.getAll("images").length;
+            const late = size > 1 || !window.sizes.includes(1);
+            window.sizes.push(size);
+            return late ? Promise.resolve(Response.json({ error }, { status: 504 })) : real(path, options);
+          };
+        }"""
+    )
+    for task in page.locator("[name=task]:not([value=paper])").all():
+        task.uncheck()
+    page.get_by_label("Choose pictures").set_input_files([*files(folder, "red"), files(folder, "green")[0]])
+    page.get_by_role("button", name="Classify", exact=True).dblclick()
+    page.get_by_role("alert").filter(has_text="Not classified: 00.png.").wait_for()
+    assert page.evaluate("window.sizes") == [4, 2, *[1] * 6]
+    assert page.get_by_role("group", name="paper about").count() == 5
+    assert page.get_by_text("The server takes too long over this picture").count() == 1
+
+
+@needs_browser
+def test_transparent_photos_lie_on_white(page: Any) -> None:
+    """As for the server, which reads them itself when they are small enough."""
+    pixel = page.evaluate(
+        """async () => {
+          const { shrunk } = await import("/page/parts.js");
+          const canvas = new OffscreenCanvas(800, 400);
+          canvas.getContext("2d").fillStyle = "rgb(255 0 0 / 50%)";
+          canvas.getContext("2d").fillRect(400, 0, 400, 400);
+          const file = await shrunk(new File([await canvas.convertToBlob()], "half.png"), 80, () => false);
+          const bitmap = await createImageBitmap(file);
+          const seen = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+          seen.drawImage(bitmap, 0, 0);
+          return [[...seen.getImageData(10, 20, 1, 1).data], [...seen.getImageData(70, 20, 1, 1).data], bitmap.width];
+        }"""
+    )
+    assert pixel == [[255] * 4, [pytest.approx(255, abs=3), *[pytest.approx(127, abs=4)] * 2, 255], 80]
+
+
+@needs_browser
+def test_what_is_wrong_with_a_lesson_is_said_on_the_page(page: Any, folder: Path) -> None:
     page.get_by_role("tab", name="Teach").click()
     page.get_by_label("Name of the new task").fill("half")
     page.get_by_label("Photos of class 1").first.set_input_files(files(folder, "red"))
     page.get_by_role("button", name="Teach", exact=True).click()
     page.get_by_role("alert").filter(has_text="'class 2' has no photos").wait_for()
+    assert focused(page) == "begin"
+
+
+@needs_browser
+def test_rounds_are_offered_as_far_as_the_server_allows(page: Any, folder: Path) -> None:
+    rounds = page.locator("#rounds")
+    assert rounds.input_value() == "5" and rounds.is_disabled()
+    page.get_by_label("Choose pictures").set_input_files(files(folder, "red")[0])
+    page.get_by_role("button", name="Classify", exact=True).click()
+    page.get_by_role("group", name="paper about 00.png").wait_for()
+    page.get_by_label("several samples").check()
+    assert rounds.is_visible() and rounds.is_enabled()
+
+    def one_round(route: Any) -> None:
+        told = route.fetch().json()
+        told["limits"]["rounds"] = 1
+        route.fulfill(json=told)
+
+    page.route("**/v1/tasks", one_round)
+    page.reload()
+    page.locator("html[data-ready]").wait_for()
+    assert page.get_by_label("their mean").is_hidden() and page.get_by_label("several samples").is_hidden()
 
 
 @needs_browser

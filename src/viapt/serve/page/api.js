@@ -20,12 +20,12 @@ export async function send(method, path, body) {
       continue;
     }
     const wait = Number(response.headers.get("Retry-After"));
-    const code = await problem(response);
+    const refusal = await problem(response);
     if ((response.status === 429 || response.status === 503) && wait > 0 && wait <= 5 && turn < AGAIN) {
       await new Promise((resolve) => setTimeout(resolve, wait * 1000));
       continue;
     }
-    throw code;
+    throw refusal;
   }
 }
 
@@ -35,9 +35,9 @@ async function problem(response) {
   try {
     const { code, message, expected, remedy } = (await response.json()).error;
     const parts = [message, expected && `Expected: ${expected}`, remedy && `To do: ${remedy}`];
-    return Object.assign(new Error(parts.filter(Boolean).join(". ") + "."), { code });
+    return Object.assign(new Error(parts.filter(Boolean).join(". ") + "."), { code, found: message, status: response.status });
   } catch {
-    return new Error(`The server answers ${response.status}.`);
+    return Object.assign(new Error(`The server answers ${response.status}.`), { status: response.status });
   }
 }
 

@@ -10,7 +10,7 @@ export function begin() {
   for (const id of ["who", "layer", "strength"]) at(id).addEventListener("input", draw);
 }
 
-export async function show(picture, task, answer) {
+export async function show(picture, task, answer, opener) {
   const form = new FormData();
   form.append("image", picture.file);
   form.append("task", task);
@@ -23,6 +23,7 @@ export async function show(picture, task, answer) {
   at("who").replaceChildren(...Object.keys(found.maps).map((who) => make("option", {}, who)));
   at("layer").max = found.layers;
   at("layer").value = found.layers; // the last one decides
+  at("attention").addEventListener("close", () => opener.focus(), { once: true });
   at("attention").showModal();
   draw();
 }

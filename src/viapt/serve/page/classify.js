@@ -1,11 +1,12 @@
 // Pictures, tasks, and what the tasks say of the pictures.
 
-import { ask } from "./api.js";
+import { answers } from "./asking.js";
 import { show as showAttention } from "./attention.js";
-import { at, complain, counted, make, percent, say, takesDrops, trying } from "./parts.js";
+import { at, bound, complain, counted, make, percent, renew, say, takesDrops, trying } from "./parts.js";
 
 const SHOWN = 5; // classes of an answer
-export const pictures = []; // { file or url, name, source, tasks (name -> answer, once there is one) }
+const NAMED = 5; // pictures, where there is something to say of many
+export const pictures = []; // { file or url, name, source, tasks (name -> answer), trouble (why there is none), card, words (elements) }
 let server = null; // what GET /v1/tasks said
 let changed = () => {}; // called when there is something new to compare
 
@@ -23,7 +24,7 @@ export function begin(onChange) {
     trying(at("ask"), classify);
   });
   for (const radio of document.querySelectorAll("[name=policy]")) {
-    radio.addEventListener("change", () => { at("sampling").hidden = policy() !== "multi"; });
+    radio.addEventListener("change", offerRounds);
   }
 }
 
@@ -31,7 +32,7 @@ export function know(overview, chosen = null) {
   server = overview;
   const before = new Set(names());
   const first = !at("tasks").childElementCount;
-  at("tasks").replaceChildren(...overview.tasks.map((task) => make("label", { class: "choice" },
+  renew(at("tasks"), ...overview.tasks.map((task) => make("label", { class: "choice" },
     make("input", {
       type: "checkbox", name: "task", value: task.name, onchange: ready,
       checked: chosen ? task.name === chosen : first || before.has(task.name),
@@ -40,8 +41,14 @@ export function know(overview, chosen = null) {
   )));
   if (!overview.tasks.length) at("tasks").append(make("p", { class: "quiet" }, "None are loaded."));
   at("by-address").hidden = !overview.urls;
-  at("rounds").max = overview.limits.rounds;
+  at("policies").hidden = overview.limits.rounds < 2;
+  bound(at("rounds"), overview.limits.rounds);
   ready();
+}
+
+// A field that nobody sees must be out of action: the browser would refuse to send the form for what is in it.
+function offerRounds() {
+  at("rounds").disabled = at("sampling").hidden = policy() !== "multi";
 }
 
 const names = () => [...document.querySelectorAll("[name=task]:checked")].map((box) => box.value);
@@ -54,96 +61,81 @@ function ready() {
 }
 
 function add(files) {
-  for (const file of files) pictures.push({ file, name: file.name, source: URL.createObjectURL(file), tasks: null });
+  for (const file of files) put({ file, name: file.name, source: URL.createObjectURL(file) });
   say(`${counted(pictures.length, "picture")} chosen.`);
-  draw();
 }
 
 function addAddress() {
   const url = at("url").value.trim();
   if (!url || !at("url").reportValidity()) return;
-  pictures.push({ url, name: url, source: null, tasks: null }); // another site's picture is not shown: no site but this is asked
+  put({ url, name: url, source: null }); // another site's picture is not shown: no site but this is asked
   at("url").value = "";
-  draw();
 }
 
-function clear() {
-  for (const picture of pictures.splice(0)) if (picture.source) URL.revokeObjectURL(picture.source);
-  complain(null);
-  draw();
-  at("files").focus();
+function put(file) {
+  const picture = { ...file, tasks: {}, trouble: null };
+  const button = make("button", { type: "button", class: "small", "aria-label": `Remove ${picture.name}`, onclick: () => remove(picture) }, "Remove");
+  picture.words = make("div", {});
+  picture.card = make("li", { class: "picture panel" },
+    make("figure", {}, image(picture), make("figcaption", {}, picture.name), button), picture.words);
+  pictures.push(picture);
+  at("pictures").append(picture.card);
+  draw(picture);
+  ready();
 }
 
-// Rows that a picture makes for a task.
-const rows = (task) => (policy() === "multi" && task.samples ? Number(at("rounds").value) : 1);
-const together = (tasks) => tasks.reduce((sum, task) => sum + rows(task), 0);
-
-// The chosen tasks, in groups of which the server takes one picture at least; a task that is too much alone it refuses.
-function groups() {
-  const found = [];
-  for (const task of server.tasks.filter(({ name }) => names().includes(name))) {
-    if (found.length && together([...found.at(-1), task]) <= server.limits.queue) found.at(-1).push(task);
-    else found.push([task]);
-  }
-  return found;
+function forget(picture) {
+  if (picture.source) URL.revokeObjectURL(picture.source);
+  picture.card.remove();
 }
 
-// The pictures, in requests as large as the server takes.
-function* requests(most) {
-  let batch = [];
-  let bytes = 0;
-  for (const picture of pictures) {
-    const size = (picture.file?.size ?? 0) + 4096;
-    if (batch.length && (batch.length === most || bytes + size > server.limits.request_bytes)) {
-      yield batch;
-      batch = [];
-      bytes = 0;
-    }
-    batch.push(picture);
-    bytes += size;
-  }
-  if (batch.length) yield batch;
-}
-
-async function classify() {
-  say("Classifying.");
-  const chosen = groups();
-  const most = Math.min(server.limits.images, ...chosen.map((tasks) => Math.floor(server.limits.queue / together(tasks))));
-  for (const batch of requests(Math.max(1, most))) {
-    const ordered = [...batch.filter((picture) => picture.file), ...batch.filter((picture) => picture.url)];
-    const answers = ordered.map(() => ({}));
-    for (const tasks of chosen) {
-      const { images } = await ask("POST", "/v1/classify", question(ordered, tasks));
-      images.forEach((image, k) => Object.assign(answers[k], image.tasks));
-    }
-    ordered.forEach((picture, k) => { picture.tasks = answers[k]; });
-    draw();
-  }
-  say(`${counted(pictures.length, "picture")} classified for ${counted(chosen.flat().length, "task")}.`);
-}
-
-// A request, which the server answers in the order of the pictures: files first.
-function question(ordered, tasks) {
-  const form = new FormData();
-  for (const { file, url } of ordered) form.append(file ? "images" : "urls", file ?? url);
-  for (const { name } of tasks) form.append("tasks", name);
-  form.append("policy", policy());
-  if (policy() === "multi") form.append("rounds", at("rounds").value);
-  return form;
-}
-
-function draw() {
-  at("pictures").replaceChildren(...pictures.map(card));
+function remove(picture) {
+  const near = picture.card.nextElementSibling ?? picture.card.previousElementSibling;
+  (near?.querySelector("button") ?? at("files")).focus();
+  pictures.splice(pictures.indexOf(picture), 1);
+  forget(picture);
+  pictures.forEach(draw); // they have other numbers now
+  say(`${picture.name} is removed.`);
   ready();
   changed();
 }
 
-function card(picture) {
-  return make("li", { class: "picture panel" },
-    make("figure", {}, image(picture), make("figcaption", {}, picture.name)),
-    picture.tasks
-      ? make("div", { class: "answers" }, ...Object.entries(picture.tasks).map(([task, answer]) => said(picture, task, answer)))
-      : make("p", { class: "quiet" }, "Not classified yet."));
+function clear() {
+  at("files").focus();
+  pictures.splice(0).forEach(forget);
+  complain(null);
+  ready();
+  changed();
+}
+
+async function classify() {
+  say("Classifying.");
+  const tasks = server.tasks.filter(({ name }) => names().includes(name));
+  const fields = policy() === "multi" ? { policy: "multi", rounds: at("rounds").value } : { policy: policy() };
+  const done = [];
+  for await (const { picture, ...rest } of answers(pictures, tasks, fields, server.limits)) {
+    Object.assign(picture, rest);
+    draw(picture);
+    changed();
+    done.push(picture);
+  }
+  const refused = done.filter((picture) => picture.trouble);
+  say(`${counted(done.length - refused.length, "picture")} classified for ${counted(tasks.length, "task")}.`);
+  if (refused.length) complain(new Error(`Not classified: ${listed(refused)}. What is wrong stands beside the picture.`));
+}
+
+function listed(some) {
+  const more = some.length - NAMED;
+  return some.slice(0, NAMED).map(({ name }) => name).join(", ") + (more > 0 ? ` and ${more} more` : "");
+}
+
+export const hasAnswers = ({ tasks }) => Object.keys(tasks).length > 0;
+
+function draw(picture) {
+  const found = Object.entries(picture.tasks).map(([task, answer]) => said(picture, task, answer));
+  renew(picture.words,
+    picture.trouble ? make("p", { class: "trouble" }, picture.trouble) : "",
+    found.length || picture.trouble ? make("div", { class: "answers" }, ...found) : make("p", { class: "quiet" }, "Not classified yet."));
 }
 
 export function image(picture) {
@@ -153,7 +145,7 @@ export function image(picture) {
 function said(picture, task, answer) {
   const looks = picture.file && make("button", {
     type: "button", class: "small", "aria-label": `Attention of ${task} over ${picture.name}`,
-    onclick: (event) => trying(event.target, () => showAttention(picture, task, answer)),
+    onclick: ({ target }) => trying(target, () => showAttention(picture, task, answer, target)),
   }, "Attention");
   const best = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
   const rest = best.length - SHOWN;

@@ -1,16 +1,16 @@
 // The same pictures by several tasks, side by side.
 
-import { image, likely, pictures, spreadOf } from "./classify.js";
-import { at, counted, make, percent } from "./parts.js";
+import { hasAnswers, image, likely, pictures, spreadOf } from "./classify.js";
+import { at, counted, make, percent, renew } from "./parts.js";
 
 export function draw() {
-  const answered = pictures.filter((picture) => picture.tasks);
+  const answered = pictures.filter(hasAnswers);
   const tasks = [...new Set(answered.flatMap((picture) => Object.keys(picture.tasks)))];
   if (!answered.length) {
-    at("comparison").replaceChildren(make("p", { class: "panel quiet" }, "Classify some pictures first; their answers stand here side by side."));
+    renew(at("comparison"), make("p", { class: "panel quiet" }, "Classify some pictures first; their answers stand here side by side."));
     return;
   }
-  at("comparison").replaceChildren(make("div", { class: "wide panel", tabindex: "0", role: "region", "aria-label": "Comparison" },
+  renew(at("comparison"), make("div", { class: "wide panel", tabindex: "0", role: "region", "aria-label": "Comparison" },
     make("table", { class: "compared" },
       make("caption", { class: "quiet" }, `${counted(answered.length, "picture")}, ${counted(tasks.length, "task")}`),
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Picture"), ...tasks.map((task) => make("th", { scope: "col" }, task)))),

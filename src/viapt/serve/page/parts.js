@@ -15,6 +15,20 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
+// New content for an element; what had the focus in it, and is there again by name, keeps it.
+export function renew(element, ...children) {
+  const name = ({ id, value, ariaLabel }) => id || ariaLabel || value;
+  const focused = element.contains(document.activeElement) && name(document.activeElement);
+  element.replaceChildren(...children);
+  if (focused) [...element.querySelectorAll("*")].find((one) => name(one) === focused)?.focus();
+}
+
+// A number of a field, no larger than this.
+export function bound(field, most) {
+  field.max = most;
+  if (Number(field.value) > most) field.value = most;
+}
+
 export const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
 
 export function counted(count, noun, several = `${noun}s`) {
@@ -30,17 +44,18 @@ export function complain(error) {
   if (error) at("trouble").scrollIntoView({ block: "nearest" });
 }
 
-// Runs something that may fail, with a button out of action meanwhile.
+// Runs something that may fail, with a button out of action meanwhile; were it disabled, it would lose the focus.
 export async function trying(button, work) {
+  if (button.getAttribute("aria-disabled")) return undefined;
   complain(null);
-  button.disabled = true;
+  button.setAttribute("aria-disabled", "true");
   try {
     return await work();
   } catch (error) {
     complain(error);
     return undefined;
   } finally {
-    button.disabled = false;
+    button.removeAttribute("aria-disabled");
   }
 }
 
@@ -58,19 +73,23 @@ export function takesDrops(element, onFiles) {
   });
 }
 
-export const SIDE = 512; // pixels of a photo to teach with: backbones look at 224 to 448, and a request holds 400 of them
-const HEAVY = 64 * 1024; // bytes
-
-// A photo no larger than it need be, for teaching; one that the browser cannot read goes as it is.
-export async function shrunk(file) {
+// A picture that is small enough, or else drawn anew with sides of so many pixels at most; one that the browser cannot read goes as it is.
+export async function shrunk(file, side, enough) {
+  let bitmap = null;
   try {
-    const bitmap = await createImageBitmap(file);
-    const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
-    if (scale === 1 && file.size <= HEAVY) return file;
-    const canvas = new OffscreenCanvas(Math.round(bitmap.width * scale), Math.round(bitmap.height * scale));
-    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    bitmap = await createImageBitmap(file);
+    if (enough(bitmap)) return file;
+    const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));
+    const canvas = new OffscreenCanvas(Math.ceil(bitmap.width * scale), Math.ceil(bitmap.height * scale));
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white"; // where the picture is transparent, as the server has it
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     return new File([await canvas.convertToBlob({ type: "image/jpeg", quality: 0.85 })], file.name);
   } catch {
     return file;
+  } finally {
+    bitmap?.close();
   }
 }

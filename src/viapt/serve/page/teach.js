@@ -2,9 +2,12 @@
 
 import { ask, send } from "./api.js";
 import { draw as drawCurves } from "./chart.js";
-import { at, complain, counted, make, say, shrunk, SIDE, takesDrops, trying } from "./parts.js";
+import { at, bound, complain, counted, make, renew, say, shrunk, takesDrops, trying } from "./parts.js";
 
 const PACE = 700; // milliseconds between two looks
+const SLOWEST = 20000; // where the server does not answer
+const SIDE = 512; // pixels of a photo to teach with: backbones look at 224 to 448, and a request holds 400 of them
+const HEAVY = 64 * 1024; // bytes
 const STAGES = {
   preparing: "Getting ready", fitting: "Learning", saving: "Saving", done: "Done: it is loaded, and can be used", cancelled: "Cancelled: nothing was kept",
 };
@@ -34,14 +37,25 @@ export async function know(overview) {
   offered = overview.teaching;
   at("no-teaching").hidden = offered !== null;
   at("teaching").hidden = offered === null;
-  if (!offered || at("method").childElementCount) return;
+  if (!offered) return;
+  list(overview.tasks.filter((task) => task.taught));
+  if (at("method").childElementCount) return;
   at("method").replaceChildren(...offered.methods.map((method) => make("option", {}, method)));
-  at("epochs").max = offered.epochs;
+  bound(at("epochs"), offered.epochs);
   at("advice").textContent = `Up to ${offered.photos} photos of 2 to ${offered.classes} classes. With five or more of each, a fifth is held back to measure on. `
     + `Photos are made smaller here (${SIDE} pixels), sent to this server, and removed when the fit has ended.`;
   const { teachings } = await ask("GET", "/v1/teachings");
   const running = teachings.find((one) => !isOver(one));
   if (running) follow(running); // begun before this page was opened
+}
+
+// The tasks that were taught here, whenever that was.
+function list(tasks) {
+  at("taught").hidden = !tasks.length;
+  renew(at("taught-tasks"), ...tasks.map(({ name, method }) => make("li", { class: "row" },
+    make("span", {}, name, " ", make("span", { class: "quiet" }, method)),
+    make("button", { type: "button", class: "small", "aria-label": `Use ${name}`, onclick: () => finished(name, true) }, "Use"),
+    make("button", { type: "button", class: "small", "aria-label": `Download ${name}`, onclick: ({ target }) => trying(target, () => download(name)) }, "Download"))));
 }
 
 // All boxes anew; what had the focus before is gone, so something near it gets it.
@@ -119,6 +133,8 @@ function removeBox(index) {
   draw("add-class");
 }
 
+const small = (file) => shrunk(file, SIDE, ({ width, height }) => Math.max(width, height) <= SIDE && file.size <= HEAVY);
+
 async function teach() {
   const form = new FormData();
   form.append("name", at("name").value.trim());
@@ -128,7 +144,7 @@ async function teach() {
   boxes.forEach((_, index) => form.append("classes", title(index)));
   for (const [index, content] of boxes.entries()) {
     for (const photo of content.photos) {
-      form.append("images", await shrunk(photo.file), photo.file.name);
+      form.append("images", await small(photo.file), photo.file.name);
       form.append("labels", title(index));
     }
   }
@@ -139,14 +155,17 @@ async function teach() {
 async function follow(teaching) {
   view(teaching);
   at("progress").scrollIntoView({ block: "nearest" });
+  let wait = PACE;
   while (shown.id === teaching.id && !isOver(shown)) {
-    await new Promise((resolve) => setTimeout(resolve, PACE));
+    await new Promise((resolve) => setTimeout(resolve, wait));
     if (shown.id !== teaching.id || isOver(shown)) break;
     try {
       view(await ask("GET", `/v1/teachings/${teaching.id}`));
+      wait = PACE;
     } catch (error) {
-      complain(error);
-      return;
+      if (error.code === "unknown_teaching") return complain(error);
+      at("stage").textContent = `${error.message} It is asked again.`;
+      wait = Math.min(2 * wait, SLOWEST);
     }
   }
   if (shown.id === teaching.id && shown.state === "done") await finished(shown.name, false);
@@ -167,8 +186,10 @@ function view(teaching) {
   if (at("stage").textContent !== words) at("stage").textContent = words;
   at("bar").max = teaching.epochs;
   at("bar").value = teaching.state === "done" ? teaching.epochs : teaching.curve.length;
+  const held = document.activeElement === at("cancel");
   at("cancel").hidden = over;
   at("use").hidden = at("download").hidden = teaching.state !== "done";
+  if (held && over) at(teaching.state === "done" ? "use" : "begin").focus();
   drawCurves(teaching);
 }
 
