@@ -59,6 +59,16 @@ def test_answers_are_those_of_each_task_alone(adapters: dict[str, Path], policy:
     serve(adapters, scenario)
 
 
+def test_rounds_that_nobody_names_are_within_the_limit(adapters: dict[str, Path]) -> None:
+    async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
+        for policy, rounds in (("mean", 1), ("multi", 3)):
+            response = await client.post("/v1/classify", **upload(picture(), policy=policy))
+            assert response.status_code == 200, response.text
+            assert max(answer["rounds"] for answer in response.json()["images"][0]["tasks"].values()) == rounds
+
+    serve(adapters, scenario, Limits(rounds=3))
+
+
 def test_a_task_may_be_unloaded_and_another_loaded_while_it_is_asked(adapters: dict[str, Path], folder: Path) -> None:
     """Each request is answered by what was loaded when it came."""
 

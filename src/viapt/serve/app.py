@@ -112,14 +112,14 @@ def create_app(
         policy: Annotated[Policy, Form()] = "mean",
         rounds: Annotated[
             int | None,
-            Form(ge=1, description="Of policy multi alone (default: 5); GET /v1/tasks says how many at most."),
+            Form(ge=1, description="Of policy multi alone (default: 5, or as many as there may be, which GET /v1/tasks says)."),
         ] = None,
         seed: Annotated[
             int | None, Form(ge=0, le=LARGEST_SEED, description="Of policies fixed and multi alone (default: 0).")
         ] = None,
     ) -> Answers:
         """Classify images for the chosen tasks; one unreadable image refuses the request, and is named."""
-        answers = service.classify(images, urls, sampled(policy, rounds, seed), tasks)
+        answers = service.classify(images, urls, sampled(policy, rounds, seed, service.limits.rounds), tasks)
         return await in_time(answers, request, service.limits.timeout)
 
     @app.post("/v1/attention", response_model=Attention)
@@ -134,8 +134,8 @@ def create_app(
     return app
 
 
-def sampled(policy: Policy, rounds: int | None, seed: int | None) -> Question:
-    """How each picture is asked about.
+def sampled(policy: Policy, rounds: int | None, seed: int | None, at_most: int) -> Question:
+    """How each picture is asked about, where there may be so many rounds.
 
     Raises:
         Problem: what has no effect is given.
@@ -144,7 +144,9 @@ def sampled(policy: Policy, rounds: int | None, seed: int | None) -> Question:
         raise Problem(422, "invalid_request", f"rounds has no effect on policy {policy}", expected="policy multi")
     if seed is not None and policy == "mean":
         raise Problem(422, "invalid_request", "seed has no effect on policy mean", expected="policy fixed or multi")
-    return Question("", 0, policy, 5 if rounds is None else rounds, 0 if seed is None else seed)
+    if rounds is None:
+        rounds = min(5, at_most) if policy == "multi" else 1
+    return Question("", 0, policy, rounds, 0 if seed is None else seed)
 
 
 def add_status(app: FastAPI, service: Service) -> None:
