@@ -15,8 +15,8 @@ from viapt.data.packaged import FetchStatus, PackagedTask, load_task
 
 def small_task(name: str, *_told: object) -> PackagedTask:
     rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(4), 16)
-    images = (rng.integers(0, 40, (64, 32, 32, 3)) + 60 * labels[:, None, None, None]).astype(np.uint8)
+    labels = np.repeat(np.arange(4), 17)
+    images = (rng.integers(0, 40, (68, 32, 32, 3)) + 60 * labels[:, None, None, None]).astype(np.uint8)
     return PackagedTask(name, images, labels, ["a", "b", "c", "d"], "CC-BY-NC-SA-4.0", "drawn", "0" * 64)
 
 
