@@ -112,7 +112,7 @@ def create_app(
         policy: Annotated[Policy, Form()] = "mean",
         rounds: Annotated[
             int | None,
-            Form(ge=1, description="Of policy multi alone (default: 5, or as many as there may be, which GET /v1/tasks says)."),
+            Form(ge=1, description="Of policy multi alone (default: 5, or the most that GET /v1/tasks tells)."),
         ] = None,
         seed: Annotated[
             int | None, Form(ge=0, le=LARGEST_SEED, description="Of policies fixed and multi alone (default: 0).")
