@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Float32
@@ -107,7 +108,7 @@ class MultiTask(Mapping[str, PromptedClassifier]):
             raise ConfigError(f"rows = {rows}", expected="at least 1")
         self.backbone, self.rows = create_backbone(backbone), rows
         self.models: dict[str, PromptedClassifier] = {}  # replaced as a whole, never changed
-        self.sources: dict[str, Source] = {}  # of each task that is or was loaded
+        self.sources: WeakKeyDictionary[PromptedClassifier, Source] = WeakKeyDictionary()  # forgotten with their models
         self.changing, self.reweighting = threading.Lock(), threading.Lock()
         self.loops: SimpleQueue[PromptedClassifier] = SimpleQueue()
         self.passes = 0
@@ -183,7 +184,7 @@ class MultiTask(Mapping[str, PromptedClassifier]):
             model.method.to(self.device)
             model.head.to(self.device)
             shed(model.method)
-            self.sources[name] = Source(folder, read_config(folder)["backbone"]["precision"])
+            self.sources[model] = Source(folder, read_config(folder)["backbone"]["precision"])
             self.models = self.models | {name: model}
         return model
 

@@ -160,7 +160,7 @@ def serve(
     torch.set_num_threads(pace.threads)  # a team for the loop's small sums disturbs passes
     names = ", ".join(tasks) or "none yet"
     say(f"{len(tasks)} tasks on {tasks.backbone.name or 'a backbone'}, in {tasks.precision}: {names}")
-    say(*remark(tasks.precision, {name: tasks.sources[name].precision for name in tasks}))
+    say(*remark(tasks.precision, {name: tasks.sources[model].precision for name, model in tasks.items()}))
     say(f"{pace}")
     run(app, host, port, limits)
 

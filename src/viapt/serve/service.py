@@ -220,7 +220,7 @@ class Service:
             method=model.method.name,
             classes=model.classes,
             samples=samples(model),
-            precision=self.tasks.sources[name].precision,
+            precision=self.tasks.sources[model].precision,
             taught=taught,
         )
 

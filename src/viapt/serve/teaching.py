@@ -127,7 +127,7 @@ class Teacher:
         """
         folder = self.folder / name
         if name in self.tasks:
-            other = self.tasks.sources[name].folder
+            other = self.tasks.sources[self.tasks[name]].folder
             if other.resolve() != folder.resolve():
                 raise ConfigError(
                     f"{other} and {folder}, which was taught, would both be called {name!r}",
