@@ -21,7 +21,7 @@ from viapt.bench.protocol import Protocol
 from viapt.bench.search import check_space, corners, probes, search, space_of
 from viapt.bench.task_data import hash_of, parts_of
 from viapt.cli.bench import parse_entrant
-from viapt.cli.bench_options import parse_range
+from viapt.cli.bench_options import parse_range, parse_space
 from viapt.data.packaged import PackagedTask, load_task
 from viapt.errors import ConfigError, TrainingError
 from viapt.methods import create_method, list_methods, method_class
@@ -392,6 +392,9 @@ def test_ranges_as_text(low, high, log):
 def test_choices_as_text():
     assert parse_range("8, 1e-2,none,true,running") == {"choices": [8, 0.01, None, True, "running"]}
     assert parse_range("1..8") == {"low": 1, "high": 8, "log": False}
+    space = parse_space(["linear.lr=0..1", "clip=1,none", "num_prompts=1..8"], Problems())
+    assert repr(space["linear.lr"]) == "{'low': 0.0, 'high': 1.0, 'log': False}"  # not the whole numbers 0 and 1
+    assert repr(space["clip"]) == "{'choices': [1.0, None]}" and repr(space["num_prompts"]["low"]) == "1"
     for text in ("1..x", "true..2", "1..2:exp", "1.."):
         with pytest.raises(ConfigError, match="is no range"):
             parse_range(text)

@@ -156,7 +156,7 @@ def test_all_problems_of_a_suite_are_said_at_once(viapt, world):
     code, _, err = viapt("bench", "suite", "vtab-1k", *asked, *wrong)
     found = ["--workers 0", "epochs = 0, batch_size = 0, trials = -1", "/nowhere does not exist", "vtab-1k/svhn"]
     assert code == 2 and all(words in err for words in [*found, "33"]), err
-    assert err.count("lr = 0") == 0 and "linear: the search space: lr is both given and searched" in err, err
+    assert err.count("lr = 0") == 0 and "linear(lr=0.0): the search space: lr is both given and searched" in err, err
 
 
 # Protocols

@@ -132,7 +132,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     kept = [parameter.replace(kind=taken) for name, parameter in own.items() if name != "asked"]
     context = inspect.Parameter("context", taken, annotation=typer.Context)
 
-    def spread(context: typer.Context, **given: Any) -> None:
+    def spread(context: Any, **given: Any) -> None:  # which is what typer takes for its Context
         asked = {field.name: given.pop(field.name) for field in options()}
         named = frozenset(name for name in asked if was_given(context, name))
         command(**given, asked=Asked(**asked, named=named))
@@ -143,7 +143,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return spread
 
 
-def was_given(context: typer.Context, name: str) -> bool:
+def was_given(context: Any, name: str) -> bool:
     """Whether an option is on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
@@ -168,6 +168,7 @@ def parse_sizes(texts: list[str], problems: Problems) -> dict[str, Any]:
 
 def parse_space(texts: list[str], problems: Problems) -> dict[str, Any]:
     """["lr=0.001..0.1:log", "viapt.kept_dim=8,16"] to a search space; what cannot be read is noted."""
+    from viapt.bench.protocol import TRAINING
     from viapt.bench.search import check_space
 
     space: dict[str, Any] = {}
@@ -177,6 +178,8 @@ def parse_space(texts: list[str], problems: Problems) -> dict[str, Any]:
             if name in space:
                 raise ConfigError(f"{name} is given twice", expected="each once")
             found = {name: parse_range(values)}
+            if name.rpartition(".")[2] in TRAINING:
+                found = {name: fractional(found[name])}
             check_space(found)
             space |= found
     return space
@@ -196,6 +199,13 @@ def parse_range(text: str) -> dict[str, Any]:
     if any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends) or (colon and scale != "log"):
         raise ConfigError(f"{text!r} is no range", expected="LOW..HIGH, LOW..HIGH:log, or A,B,C")
     return {"low": ends[0], "high": ends[1], "log": bool(colon)}
+
+
+def fractional(values: dict[str, Any]) -> dict[str, Any]:
+    """The same range of numbers with a point: from 0 to 1 there is more than 0 and 1."""
+    if "choices" in values:
+        return {"choices": [float(value) if type(value) is int else value for value in values["choices"]]}
+    return values | {end: float(values[end]) for end in ("low", "high")}
 
 
 def value_of(text: str) -> Any:
