@@ -16,7 +16,7 @@ from bench_cases import METHODS, VIAPT, small_plan, small_world, write_suite
 from viapt.bench import provenance
 from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import check_place
-from viapt.bench.plan import facts_of, sizes_for
+from viapt.bench.plan import Problems, facts_of, sizes_for
 from viapt.bench.protocol import Protocol
 from viapt.bench.search import check_space, corners, probes, search, space_of
 from viapt.bench.task_data import hash_of, parts_of
