@@ -104,8 +104,9 @@ def test_a_picture_is_computed_once_for_all_tasks_without_prompts(adapters: dict
     serve(adapters, scenario, Limits(rows=1), roots=[adapters["probe"].parent])
 
 
-def test_attention_leaves_passes_to_others(adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many that look, one is in the threads of passes at a time."""
+@pytest.fixture
+def held_attention(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Semaphore, threading.Event]:
+    """Attention that tells when it begins, and ends without success when it may."""
     begun, end = threading.Semaphore(0), threading.Event()
 
     def attend(*_: Any) -> Any:
@@ -114,6 +115,14 @@ def test_attention_leaves_passes_to_others(adapters: dict[str, Path], monkeypatc
         raise DataError("no attention")
 
     monkeypatch.setattr("viapt.serve.service.attend", attend)
+    return begun, end
+
+
+def test_attention_leaves_passes_to_others(
+    adapters: dict[str, Path], held_attention: tuple[threading.Semaphore, threading.Event]
+) -> None:
+    """Of many that look, one is in the threads of passes at a time."""
+    begun, end = held_attention
 
     async def scenario(client: httpx.AsyncClient, _: FastAPI) -> None:
         files = {"image": ("x", picture())}
@@ -129,17 +138,10 @@ def test_attention_leaves_passes_to_others(adapters: dict[str, Path], monkeypatc
 
 
 def test_attention_that_nobody_waits_for_keeps_its_turn(
-    adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    adapters: dict[str, Path], held_attention: tuple[threading.Semaphore, threading.Event]
 ) -> None:
     """Until its thread is free: others that look wait for it, and passes have the other thread. Who waits goes."""
-    begun, end = threading.Semaphore(0), threading.Event()
-
-    def attend(*_: Any) -> Any:
-        begun.release()
-        assert end.wait(60)
-        raise DataError("no attention")
-
-    monkeypatch.setattr("viapt.serve.service.attend", attend)
+    begun, end = held_attention
 
     async def scenario(client: httpx.AsyncClient, app: FastAPI) -> None:
         service, files = app.state.service, {"image": ("x", picture())}

@@ -20,12 +20,14 @@ Body = TypeVar("Body", bound=BaseModel)
 
 PATIENCE = 60.0  # seconds until there is an answer, and in which a busy server is asked again
 AGAIN = (429, 503)
-TOO_MUCH = ("timeout", "too_many_rows")  # errors about requests of which half may be answered
 SURROUNDING = 1024  # bytes of multipart about a file, and about all of them, at most
 
 
 class TooMuchError(ConfigError):
-    """A request takes the server too long."""
+    """A request takes the server too long; half of it may be answered."""
+
+
+ERRORS = {"unreadable_image": DataError, "timeout": TooMuchError, "too_many_rows": TooMuchError}  # by the server's code
 
 
 class Answered(NamedTuple):
@@ -184,9 +186,7 @@ class Client:
             raise ConfigError(
                 f"{self.url} answers {response.status_code} and nothing that viapt knows", expected="viapt serve"
             ) from None
-        wrong = (
-            DataError if error.code == "unreadable_image" else TooMuchError if error.code in TOO_MUCH else ConfigError
-        )
+        wrong = ERRORS.get(error.code, ConfigError)
         raise wrong(
             f"{self.url} answers {response.status_code}: {error.message}",
             expected=error.expected or "",
