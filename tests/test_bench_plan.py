@@ -49,6 +49,8 @@ def test_all_problems_are_said_at_once(backbone):
                 Entrant("viapt", {"num_prompts": 3, "num_instance_prompts": 4}),  # lambda > p
                 Entrant("linear", training={"lr": -1.0}),
                 Entrant("linear", training={"lr": -1.0}),
+                Entrant("e2vpt", training={"prune_segments": 1.0}),
+                Entrant("vfpt", training={"prune_segments": 0.5}),
             ],
             tasks=["elpv", "silhuettes"],
             seeds=[0, 0, -1],
@@ -57,7 +59,8 @@ def test_all_problems_are_said_at_once(backbone):
         )
     text = str(caught.value)
     for words in (
-        ["9 problems, and nothing was started", "kept_dim", "24"],
+        ["11 problems, and nothing was started", "kept_dim", "24"],
+        ["prune_segments = 1.0 is not possible", "vfpt(prune_segments=0.5): no setting 'prune_segments'"],
         ["num_instance_prompts", "lr = -1.0", "linear(lr=-1.0) is given twice"],
         ["no task 'silhuettes'", "did you mean 'silhouettes'?", "no task 'elvp'"],
         ["seed 0 is given twice", "'elpv' (120 images) is too small for its 4 classes: the val part (3 images)"],
@@ -376,6 +379,8 @@ def test_methods_as_text(lr, m, reduction, shared):
         ("linear:lr=fast", "for lr, a number"),
         ("linear:lr=1;lr=2", "twice"),
         ("linear:num_prompts=1", "no settings"),
+        ("vpt-deep:prune_tokens=0.5", "prune_tokens"),
+        ("e2vpt:prune_tokens=half", "for prune_tokens, a number"),
     ],
 )
 def test_methods_that_are_none(text, words):

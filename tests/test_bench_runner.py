@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 import viapt
 from bench_cases import METHODS, VIAPT, small_plan, small_run, small_world
@@ -31,6 +33,7 @@ from viapt.bench.store import Store
 from viapt.data.packaged import load_task, split
 from viapt.data.transforms import eval_transform
 from viapt.errors import ArtifactError, ConfigError, DataError
+from viapt.pruning import prune
 
 
 @pytest.fixture
@@ -80,8 +83,6 @@ def test_a_job_measures_what_plain_code_measures(backbone):
     parts = split(task, 40, 20, 30, seed=0)
     model = viapt.create_model(backbone, "viapt", classes=task.classes, precision="float32", seed=3, **VIAPT)
     transform = eval_transform(model.backbone.preprocessing)
-    from PIL import Image
-
     images = torch.stack([transform(Image.fromarray(image)) for image in np.ascontiguousarray(task.images)])
     labels = torch.from_numpy(task.labels)
     train = torch.utils.data.TensorDataset(images[parts["train"]], labels[parts["train"]])
@@ -98,6 +99,38 @@ def test_a_job_measures_what_plain_code_measures(backbone):
     assert record["head_parameters"] == 24 * 4 + 4
     assert record["data_hash"] == task.content_hash and record["normalisation"] == {"mean": [0.5] * 3, "std": [0.5] * 3}
     assert record["transforms"]["augmentation"] == "none" and record["job"] == job.to_dict()
+
+
+def test_a_pruned_job_is_two_trainings_and_a_mask(backbone):
+    """The numbers of the library's own steps, and twice the training."""
+    options = {"num_prompts": 4, "key_value_prompts": 2, "segments": 4}
+    pruned = Entrant("e2vpt", options, {"prune_tokens": 0.5, "prune_segments": 0.25, "lr": 0.05})
+    plan = small_plan(backbone, entrants=[Entrant("e2vpt", options, {"lr": 0.05}), pruned], epochs=2)
+    whole, record = (measured(plan.job(one, plan.tasks[0], 3, read_test=False)) for one in plan.entrants)
+
+    task = load_task("elpv")
+    parts = split(task, 40, 20, 30, seed=0)
+    make = partial(viapt.create_model, backbone, "e2vpt", classes=task.classes, precision="float32", seed=3, **options)
+    trained, model = make(), make()
+    transform = eval_transform(model.backbone.preprocessing)
+    pictures = torch.stack([transform(Image.fromarray(image)) for image in np.ascontiguousarray(task.images)])
+    labels = torch.from_numpy(task.labels)
+    train, val = ((pictures[parts[part]], labels[parts[part]]) for part in ("train", "val"))
+    data = torch.utils.data.TensorDataset(*train)
+    train_loss = []
+    for one in (trained, model):
+        history = viapt.fit(one, data, epochs=2, lr=0.05, batch_size=20, seed=3, progress=False)
+        train_loss.append(history.epochs[-1].train_loss)
+        if one is trained:
+            prune(trained, model, data, tokens=0.5, segments=0.25)
+    with torch.inference_mode():
+        losses = [float(torch.nn.functional.cross_entropy(one(val[0]), val[1])) for one in (trained, model)]
+    assert [whole["train_loss"], record["train_loss"]] == pytest.approx(train_loss) and losses[0] != losses[1]
+    assert [whole["val"]["loss"], record["val"]["loss"]] == pytest.approx(losses)
+    # Of 4 prompts of 24 numbers before each of the blocks 2 stay, each with three of its four segments.
+    depth = model.backbone.depth
+    assert whole["learnable_parameters"] == depth * 24 * (4 + 2)
+    assert record["learnable_parameters"] == depth * (2 * 18 + 24 * 2)
 
 
 def test_linear_probing_on_cached_features_is_linear_probing(backbone, tmp_path):
@@ -233,6 +266,18 @@ def test_an_impossible_point_is_a_failed_trial_and_the_search_goes_on(backbone, 
     with Store(tmp_path / "none") as store:
         assert {record["method"] for record in store.records()} == {"linear"} and not store.open_cells()
         assert sorted(failure.cell.trial for failure in store.failures()) == [-1, -1, 0, 1, 2]
+
+
+def test_shares_that_are_pruned_can_be_searched(backbone, tmp_path):
+    """Of e2vpt alone; nothing pruned is where its search starts."""
+    space = {"prune_tokens": {"low": 0.0, "high": 0.9}, "lr": LR}
+    plan = small_plan(backbone, entrants=[Entrant("linear"), Entrant("e2vpt")], trials=4, space=space)
+    engine = InProcess()
+    assert run(plan, tmp_path, engine).failed == 0
+    trials = [job.training for job in engine.jobs if job.method == "e2vpt" and job.seed == plan.protocol.search_seed]
+    shares = [training["prune_tokens"] for training in trials]
+    assert shares[0] == 0.0 and len(set(shares)) > 2 and {training["prune_segments"] for training in trials} == {0.0}
+    assert not any("prune_tokens" in job.training for job in engine.jobs if job.method == "linear")
 
 
 def test_points_that_become_equal_share_their_job(backbone, tmp_path):

@@ -22,6 +22,9 @@ from viapt.evaluation import LabelledImages, load
 from viapt.methods.e2vpt import E2VPT
 from viapt.model import PromptedClassifier
 
+PRUNING = {"prune_tokens": "tokens", "prune_segments": "segments"}
+"""What a training that prunes calls its shares -> what `prune` calls them."""
+
 
 def prune(
     trained: PromptedClassifier,
@@ -50,12 +53,29 @@ def prune(
         raise ConfigError(f"Pruning of {old.name} for {new.name}", expected="two models of the method e2vpt")
     if new.config() != old.config():
         raise ConfigError(f"The models have {old.config()} and {new.config()}", expected="the same arguments")
-    for name, share in (("tokens", tokens), ("segments", segments)):
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name} = {share} is not possible", expected="0 or above, below 1")
+    check_shares(tokens=tokens, segments=segments)
     of_tokens, of_segments = importance(trained, data, batch_size)
     new.token_mask.copy_(all_but_least(of_tokens, tokens))
     new.segment_mask.copy_(all_but_least(of_segments, segments))
+
+
+def check_shares(**shares: float) -> None:
+    """Refuse shares that cannot be masked.
+
+    Raises:
+        ConfigError: one is below 0, or 1 or above.
+    """
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name} = {share} is not possible", expected="0 or above, below 1")
+
+
+def masked_numbers(model: PromptedClassifier) -> int:
+    """How many of a model's learnable numbers its masks hold at 0, whatever is learned; 0 of other methods."""
+    method = model.method
+    if not isinstance(method, E2VPT):
+        return 0
+    return int((method.whole(method.token_mask[:, None] * method.segment_mask) == 0).sum()) * method.depth
 
 
 def importance(

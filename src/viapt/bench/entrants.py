@@ -10,12 +10,19 @@ from viapt.backbones.base import Backbone
 from viapt.bench.protocol import TRAINING, Protocol
 from viapt.errors import ConfigError
 from viapt.methods import check_effect, create_method, method_class
+from viapt.methods.e2vpt import E2VPT
 from viapt.methods.base import arguments
+from viapt.pruning import PRUNING, check_shares
+
+
+def training_settings(method: str) -> dict[str, Any]:
+    """The settings that a training of this method may have for itself, and their types."""
+    return TRAINING | (dict.fromkeys(PRUNING, float) if method == E2VPT.name else {})
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method, keyword arguments of its constructor, and settings of its training (`TRAINING`)."""
+    """A method, keyword arguments of its constructor, and settings of its training (`training_settings`)."""
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -31,8 +38,9 @@ class Entrant:
 
     def at(self, point: Mapping[str, Any]) -> Entrant:
         """The same with the settings of a point of a search space."""
-        options = {key: value for key, value in point.items() if key not in TRAINING}
-        training = {key: value for key, value in point.items() if key in TRAINING}
+        known = training_settings(self.method)
+        options = {key: value for key, value in point.items() if key not in known}
+        training = {key: value for key, value in point.items() if key in known}
         return Entrant(self.method, self.options | options, self.training | training)
 
     def effective(self, backbone: Backbone, settings: Collection[str]) -> Entrant:
@@ -62,15 +70,17 @@ class Entrant:
         """The settings of its training under a protocol.
 
         Raises:
-            ConfigError: a setting that is none.
+            ConfigError: a setting that is none, or a share that cannot be pruned.
         """
-        unknown = [name for name in self.training if name not in TRAINING]
+        known = training_settings(self.method)
+        unknown = [name for name in self.training if name not in known]
         if unknown:
-            raise ConfigError(f"{self.name}: no setting {unknown[0]!r}", expected=f"one of {', '.join(TRAINING)}")
+            raise ConfigError(f"{self.name}: no setting {unknown[0]!r}", expected=f"one of {', '.join(known)}")
+        check_shares(**{name: share for name, share in self.training.items() if name in PRUNING})
         own: dict[str, Any] = {
             "lr": method_class(self.method).learning_rate,
             "weight_decay": protocol.weight_decay,
             "warmup_epochs": protocol.epochs / 10 if protocol.warmup_epochs is None else protocol.warmup_epochs,
             "clip": protocol.clip,
         }
-        return own | self.training
+        return own | {name: 0.0 for name in known if name in PRUNING} | self.training

@@ -10,7 +10,7 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,7 +30,9 @@ from viapt.data.transforms import eval_transform, train_transform
 from viapt.device import default_device, describe_device, peak_memory_mib
 from viapt.errors import DataError, TrainingError, ViaptError
 from viapt.evaluation import LabelledImages
+from viapt.history import History
 from viapt.model import PromptedClassifier
+from viapt.pruning import PRUNING, masked_numbers, prune
 from viapt.training import fit
 
 
@@ -44,7 +46,8 @@ class Job:
         split_hash: of the indices of its parts.
         fingerprint: of the backbone's weights.
         images: how many were asked for, by part.
-        training: keyword arguments of `fit`, `seed` left out.
+        training: keyword arguments of `fit`, `seed` left out; and the shares of `PRUNING`. With a share above 0 there
+            are two trainings, the second from the first values without what was of little importance to the first.
         rounds, draws: see `Protocol`.
         suite: of a benchmark task, what its protocol decides: parts that train, normalisation, resizing.
         code: see `viapt.bench.provenance`.
@@ -104,7 +107,7 @@ def work(job: Mapping[str, Any], threads: int) -> dict[str, Any]:
 
 
 def measured(job: Job) -> dict[str, Any]:
-    """Train and measure; the record of it.
+    """Train, twice if it prunes, and measure; the record of it.
 
     Raises:
         ViaptError: whatever is wrong.
@@ -115,21 +118,16 @@ def measured(job: Job) -> dict[str, Any]:
     task = task_data(job.task, job.images, job.split_seed)
     check_data(job, task)
     with warnings.catch_warnings(record=True) as remarks:
-        model = create_model(
-            job.backbone,
-            method=job.method,
-            classes=task.classes,
-            weights=job.weights,
-            image_size=job.image_size,
-            precision=job.precision,
-            seed=job.seed,
-            **job.options,
-        )
+        model = untrained(job, task.classes)
         preprocessing = preprocessing_under(model.backbone.preprocessing, job.suite)
         data = data_sets(task, preprocessing, job)
         cache = cache_for(model, data["train"])
-        in_training = data["val"] if job.training["selection"] == "best-val" else None
-        history = fit(model, data["train"], in_training, **job.training, seed=job.seed, cache=cache, progress=False)
+        histories = [train(model, data, job, cache)]
+        shares = {short: job.training[name] for name, short in PRUNING.items() if name in job.training}
+        if any(shares.values()):
+            trained, model = model, untrained(job, task.classes)
+            prune(trained, model, data["train"], **shares)
+            histories.append(train(model, data, job, cache))
         found = {part: measure(model, data[part], cache) for part in ("val", "test") if part in data}
         last = data["test" if job.read_test else "val"]
         policies = measure_policies(model, last, job.rounds, job.draws) if job.rounds else []
@@ -143,12 +141,12 @@ def measured(job: Job) -> dict[str, Any]:
         "val": found.get("val"),
         "test": found.get("test"),
         "policies": policies,
-        "train_loss": history.epochs[-1].train_loss,
-        "selected_epoch": history.selected_epoch,
+        "train_loss": histories[-1].epochs[-1].train_loss,
+        "selected_epoch": histories[-1].selected_epoch,
         "dim": model.backbone.dim,
-        "learnable_parameters": learnable - head,
+        "learnable_parameters": learnable - head - masked_numbers(model),
         "head_parameters": head,
-        "seconds": history.seconds,
+        "seconds": sum(history.seconds for history in histories),
         "job_seconds": time.perf_counter() - started,
         "peak_memory_mib": peak_memory_mib(device),
         "data_hash": task.data_hash,
@@ -156,12 +154,33 @@ def measured(job: Job) -> dict[str, Any]:
         **({"benchmark": task.facts | {"contents": contents(data)}} if job.suite else {}),
         "normalisation": {name: prepared.pop(name) for name in ("mean", "std")},
         "transforms": prepared | {"augmentation": job.augmentation},
-        "optimizer": {name: history.protocol[name] for name in ("optimizer", "schedule")},
+        "optimizer": {name: histories[-1].protocol[name] for name in ("optimizer", "schedule")},
         "viapt": version("viapt"),
         "device": describe_device(device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "remarks": sorted({str(remark.message) for remark in remarks}),
     }
+
+
+def untrained(job: Job, classes: Sequence[str]) -> PromptedClassifier:
+    """The model with its first values."""
+    return create_model(
+        job.backbone,
+        method=job.method,
+        classes=classes,
+        weights=job.weights,
+        image_size=job.image_size,
+        precision=job.precision,
+        seed=job.seed,
+        **job.options,
+    )
+
+
+def train(model: PromptedClassifier, data: Mapping[str, ImageDataset], job: Job, cache: Cache | None) -> History:
+    """One training of it."""
+    settings = {name: value for name, value in job.training.items() if name not in PRUNING}
+    in_training = data["val"] if settings["selection"] == "best-val" else None
+    return fit(model, data["train"], in_training, **settings, seed=job.seed, cache=cache, progress=False)
 
 
 def check_place(job: Job) -> None:

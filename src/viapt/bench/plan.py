@@ -25,6 +25,7 @@ from viapt.data.task_splits import reserved, to_learn_from
 from viapt.device import default_device
 from viapt.errors import ConfigError, DataError, FetchError, ViaptError, did_you_mean
 from viapt.precision import choose_precision
+from viapt.pruning import PRUNING
 from viapt.recipe import Recipe
 
 
@@ -118,7 +119,7 @@ class Plan:
 
 
 def training(entrant: Entrant, protocol: Protocol) -> dict[str, Any]:
-    """The arguments of `fit`.
+    """The arguments of `fit`, and of `prune` where it is to be pruned.
 
     Raises:
         ConfigError: one is out of range.
@@ -127,7 +128,7 @@ def training(entrant: Entrant, protocol: Protocol) -> dict[str, Any]:
     values |= {"epochs": protocol.epochs, "batch_size": protocol.batch_size, "selection": protocol.selection}
     if protocol.suite and protocol.suite["optimizer"] != "adamw":
         values["optimizer"] = protocol.suite["optimizer"]
-    whole: dict[str, Any] = {"optimizer": "adamw"} | values
+    whole: dict[str, Any] = {"optimizer": "adamw"} | {key: values[key] for key in values if key not in PRUNING}
     Recipe(**whole, accumulate=1, seed=0)
     return values
 

@@ -5,8 +5,9 @@ and its sampler has a seed. So it needs no memory of its own: taken up after an 
 and the store knows the answers. Searches of different methods and tasks run side by side.
 
 A space is a JSON object, name -> range. A name is a setting of the training (`lr`, `weight_decay`, `warmup_epochs`,
-`clip`), an argument of methods (`kept_dim`: of those that have it), or an argument of one method (`viapt.kept_dim`).
-A range is `{"low": 0.001, "high": 0.1, "log": true}` or `{"choices": [8, 16, 32]}`.
+`clip`; of e2vpt `prune_tokens` and `prune_segments`), an argument of methods (`kept_dim`: of those that have it), or an
+argument of one method (`viapt.kept_dim`). A range is
+`{"low": 0.001, "high": 0.1, "log": true}` or `{"choices": [8, 16, 32]}`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import math
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from viapt.bench.entrants import Entrant
-from viapt.bench.protocol import TRAINING, Protocol
+from viapt.bench.entrants import Entrant, training_settings
+from viapt.bench.protocol import Protocol
 from viapt.errors import ConfigError, did_you_mean
 from viapt.methods import list_methods, method_class
 from viapt.methods.base import arguments
@@ -38,13 +39,18 @@ def space_of(entrant: Entrant, protocol: Protocol) -> dict[str, Mapping[str, Any
     """The part of the protocol's space that this method has; nothing where nothing is searched."""
     if not protocol.trials:
         return {}
-    known = [*TRAINING, *arguments(method_class(entrant.method))]
+    known = settings_of(entrant.method)
     found = {}
     for name, values in (protocol.space or default_space(entrant.method)).items():
         method, _, setting = name.rpartition(".")
         if method in ("", entrant.method) and setting in known:
             found[setting] = values
     return found
+
+
+def settings_of(method: str) -> list[str]:
+    """All that can be searched of a method: settings of its training, and its arguments."""
+    return [*training_settings(method), *arguments(method_class(method))]
 
 
 def default_space(method: str) -> dict[str, Any]:
@@ -61,8 +67,7 @@ def check_space(space: Space) -> None:
     """
     for name, values in space.items():
         method, _, setting = name.rpartition(".")
-        methods = [method_class(method)] if method else [method_class(one) for one in list_methods()]
-        known = dict.fromkeys([*TRAINING, *(key for cls in methods for key in arguments(cls))])
+        known = {key: None for one in ([method] if method else list_methods()) for key in settings_of(one)}
         if setting not in known:
             raise ConfigError(f"Nothing to search is called {name!r}", remedy=did_you_mean(setting, known))
         if "choices" in values:

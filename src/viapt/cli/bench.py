@@ -124,23 +124,23 @@ def parse_entrant(text: str) -> Entrant:
     Raises:
         ConfigError: unknown method or setting, or a value that does not fit.
     """
-    from viapt.bench.entrants import Entrant
-    from viapt.bench.protocol import TRAINING
+    from viapt.bench.entrants import Entrant, training_settings
     from viapt.cli.settings import convert, describe, parse_settings
     from viapt.methods import method_class
 
     method, colon, rest = text.partition(":")
     method_class(method)
+    known = training_settings(method)
     settings = [setting.strip() for setting in rest.split(";")] if colon else []
-    own = [setting for setting in settings if setting.partition("=")[0] in TRAINING]
+    own = [setting for setting in settings if setting.partition("=")[0] in known]
     training: dict[str, Any] = {}
     for setting in own:
         name, _, value = setting.partition("=")
         if name in training:
             raise ConfigError(f"{text}: {name} is given twice", expected="each once")
         try:
-            training[name] = convert(value, TRAINING[name])
+            training[name] = convert(value, known[name])
         except ValueError:
-            raise ConfigError(f"{text}: {setting}", expected=f"for {name}, {describe(TRAINING[name])}") from None
+            raise ConfigError(f"{text}: {setting}", expected=f"for {name}, {describe(known[name])}") from None
     options = parse_settings([setting for setting in settings if setting not in own], method, option=f"{text}:")
     return Entrant(method, options, training)

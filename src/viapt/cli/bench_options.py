@@ -170,6 +170,7 @@ def parse_space(texts: list[str], problems: Problems) -> dict[str, Any]:
     """["lr=0.001..0.1:log", "viapt.kept_dim=8,16"] to a search space; what cannot be read is noted."""
     from viapt.bench.protocol import TRAINING
     from viapt.bench.search import check_space
+    from viapt.pruning import PRUNING
 
     space: dict[str, Any] = {}
     for text in texts:
@@ -178,7 +179,7 @@ def parse_space(texts: list[str], problems: Problems) -> dict[str, Any]:
             if name in space:
                 raise ConfigError(f"{name} is given twice", expected="each once")
             found = {name: parse_range(values)}
-            if name.rpartition(".")[2] in TRAINING:
+            if name.rpartition(".")[2] in (*TRAINING, *PRUNING):
                 found = {name: fractional(found[name])}
             check_space(found)
             space |= found
