@@ -86,6 +86,11 @@ def test_every_entrant_is_possible_on_the_packaged_backbone(name):
 def test_kept_dimensions_are_those_of_the_question():
     axis = EXPERIMENTS["kept-dim"].design(384).axes[0]
     assert [entrant.options["kept_dim"] for _, entrant in axis.points] == [0, 16, 32, 64, 96, 128, 192, 384]
+    corner, whole = EXPERIMENTS["corner-cases"].design(384).twins[1][1], axis.points[-1][1]
+    (peeled,) = (one for one in EXPERIMENTS["kept-dim"].design(384).families if "unscaled" in one.title)
+    assert peeled.reference == whole and peeled.others[-1] == corner
+    changed = [{name: one.options[name] for name in set(one.options) - set(whole.options)} for one in peeled.others]
+    assert changed[0] | changed[1] == changed[2] and changed[1] == {"num_instance_prompts": 0}
     (shares,) = (one for one in EXPERIMENTS["generator"].design(384).axes if one.label == "lambda / p")
     assert (shares.points[0][0], shares.points[-1][0]) == ("0/10", "10/10")
     for experiment in EXPERIMENTS.values():
@@ -384,7 +389,7 @@ def test_pages_have_their_pictures(name, tmp_path):
     text, pictures = page.read_text(), {p.name: p.read_bytes() for p in (tmp_path / "pictures").iterdir()}
     assert {f"pictures/{p}" for p in pictures} == set(re.findall(r"\]\((pictures/[^)]*)\)", text))
     assert all(content.startswith(b"\x89PNG") for content in pictures.values()) and "nan" not in text.lower()
-    assert len(pictures) == {"kept-dim": 2, "inference": 2, "reduction": 2}[name]
+    assert len(pictures) == {"kept-dim": 3, "inference": 2, "reduction": 2}[name]
     assert f"{len(records)}, {len(records) / 100:.2f} hours of compute" in text
 
 

@@ -91,31 +91,46 @@ def viapt(**options: Any) -> Entrant:
 DEFAULT = viapt()
 WITHOUT_INSTANCE = viapt(num_instance_prompts=0)
 WITHOUT_NOISE = viapt(instance_noise=False)
+UNSCALED = {"carry_scale": 1.0, "calibrate_carry": False}  # what is kept enters the next block as it left the last
 # Learns in each block p * d numbers as VPT-Deep, LoRA on the matrix of queries, keys and values rank * (d + 3 d).
 EQUAL_LORA = Entrant("lora", {"rank": arguments(method_class("vpt-deep"))["num_prompts"].default // 4})
 
 
 def corner_cases(d: int) -> Design:
     """Both corners, and the methods that they are."""
-    shallow = viapt(kept_dim=d, num_instance_prompts=0, carry_scale=1.0, calibrate_carry=False)
-    return Design(twins=((Entrant("vpt-deep"), viapt(kept_dim=0)), (Entrant("vpt-shallow"), shallow)))
+    return Design(
+        twins=((Entrant("vpt-deep"), viapt(kept_dim=0)), (Entrant("vpt-shallow"), shallow_corner(d))),
+    )
+
+
+def shallow_corner(d: int) -> Entrant:
+    """ViaPT that is VPT-Shallow."""
+    return viapt(kept_dim=d, num_instance_prompts=0, **UNSCALED)
 
 
 def kept_dim(d: int) -> Design:
-    """From nothing to everything; and W_i of d numbers, with gates or with what is kept added to it."""
+    """From nothing to everything, at the default scale and unscaled; and W_i of d numbers, with gates or with what is
+    kept added to it. At m = d the scale and the generator are taken away one by one, until VPT-Shallow is left.
+    """
     shares = {"0": 0, "1/24": 24, "1/12": 12, "1/6": 6, "1/4": 4, "1/3": 3, "1/2": 2, "1": 1}
     points = {share: viapt(kept_dim=d // part if part else 0) for share, part in shares.items()}
-    usual = points["1/12"]
+    unscaled = {share: viapt(kept_dim=d // shares[share], **UNSCALED) for share in ("1/12", "1/4", "1/2", "1")}
+    usual, everything = points["1/12"], points["1"]
+    peeled = unscaled["1"], viapt(kept_dim=d, num_instance_prompts=0), shallow_corner(d)
     rest = tuple(points.values())
     adaptive = viapt(kept_dim="adaptive"), viapt(kept_dim="adaptive", image_gate=True)
     wide = (*adaptive, viapt(fresh_dim="full"))
     return Design(
         families=(
             Family("Is anything better than keeping nothing?", points["0"], rest[1:]),
-            Family("Is anything better than keeping everything?", points["1"], rest[:-1]),
+            Family("Is anything better than keeping everything?", everything, rest[:-1]),
+            Family("Is keeping everything better unscaled, or without a generator?", everything, peeled),
             Family("Is adaptive compression, or fresh parameters of full width, better than m = d / 12?", usual, wide),
         ),
-        axes=(Axis("m / d", tuple(points.items())),),
+        axes=(
+            Axis("m / d", tuple(points.items())),
+            Axis("m / d, unscaled", (("0", points["0"]), *unscaled.items())),
+        ),
     )
 
 
@@ -160,14 +175,15 @@ def reduction(_: int) -> Design:
     batch, instance, linear, random, select = (
         viapt(reduction=name) for name in ("batch", "instance", "linear", "random", "select")
     )
-    literal = viapt(reduction="batch", carry_scale=1.0, calibrate_carry=False)
+    literal, random_unscaled = viapt(reduction="batch", **UNSCALED), viapt(reduction="random", **UNSCALED)
     scales = tuple((f"{s:g}", viapt(carry_scale=s) if s != 0.1 else DEFAULT) for s in (0.0, 0.03, 0.1, 0.3, 1.0))
     variation, normalised = viapt(carried="variation"), viapt(carry_norm=True)
-    unscaled, detached = viapt(carry_scale=1.0, calibrate_carry=False), viapt(detach_carried=True)
+    unscaled, detached = viapt(**UNSCALED), viapt(detach_carried=True)
     rest = tuple(e for _, e in scales[1:] if e != DEFAULT)
     return Design(
         families=(
-            Family("Is PCA better than a random subspace?", random, (DEFAULT, uncentred, instance, batch, literal)),
+            Family("Is PCA better than a random subspace?", random, (DEFAULT, uncentred, instance, batch)),
+            Family("Is it where both are carried unscaled?", random_unscaled, (unscaled, literal)),
             Family("Is another way to take the basis better?", DEFAULT, (early, late, never, uncentred, shared)),
             Family("Is gradient through the basis worth anything?", DEFAULT, (through,)),
             Family("Is it where the basis never freezes?", never, (never_through,)),
