@@ -10,8 +10,8 @@ from viapt.backbones.base import Backbone
 from viapt.bench.protocol import TRAINING, Protocol
 from viapt.errors import ConfigError
 from viapt.methods import check_effect, create_method, method_class
-from viapt.methods.e2vpt import E2VPT
 from viapt.methods.base import arguments
+from viapt.methods.e2vpt import E2VPT
 from viapt.pruning import PRUNING, check_shares
 
 
