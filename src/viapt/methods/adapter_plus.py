@@ -30,7 +30,7 @@ class AdapterPlus(WithoutPrompts):
     """
 
     name = "adapter-plus"
-    learning_rate = 1e-3
+    learning_rate = 3e-3
     inside = True
     staged = False  # between stages a block is followed by the merging, not by an adapter
 

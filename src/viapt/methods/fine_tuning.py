@@ -14,7 +14,6 @@ from viapt.methods.base import WithoutPrompts
 class FineTuning(WithoutPrompts):
     """Copies of some of the backbone's weights, in float32, which start from these and learn."""
 
-    learning_rate = 1e-4
     inside = True
     same_for_ever = "nothing"
 

@@ -9,6 +9,7 @@ class Full(FineTuning):
     """All weights of the backbone learn, from where they were: theta = theta_0 at the start."""
 
     name = "full"
+    learning_rate = 3e-5
 
     def learns(self, name: str, stage: int) -> bool:
         return True

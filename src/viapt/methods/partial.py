@@ -17,6 +17,7 @@ class Partial(FineTuning):
     """
 
     name = "partial"
+    learning_rate = 3e-4
 
     def __init__(self, dim: Widths, depth: int, patch_size: tuple[int, int], *, blocks: int = 1) -> None:
         super().__init__(dim, depth, patch_size)
