@@ -35,7 +35,7 @@ class E2VPT(PromptMethod):
     """
 
     name = "e2vpt"
-    learning_rate = 5e-3
+    learning_rate = 1.5e-3
     inside = True
     carries = False
     token_mask: Tensor

@@ -33,7 +33,7 @@ class LoRA(WithoutPrompts):
     """
 
     name = "lora"
-    learning_rate = 1e-3
+    learning_rate = 3e-3
     inside = True
 
     def __init__(

@@ -32,7 +32,7 @@ class VFPT(PromptMethod):
     """
 
     name = "vfpt"
-    learning_rate = 5e-3
+    learning_rate = 1.5e-3
     carries = False
     staged = True
 
