@@ -143,7 +143,7 @@ def test_words():
 def test_numbers_that_were_not_made_alike_are_told():
     job: dict[str, Any] = {"code": "a-m", "versions": {"torch": "2"}, "device": "cpu", "split_hash": "s", "method": "m"}
     job["training"] = {"selection": "last"}
-    first = {"task": "elpv", "data_hash": "d", "trial": -1, "test": None, "job": job}
+    first = {"task": "elpv", "data_hash": "d", "trial": -1, "test": None, "job": job, "method": "m"}
     same = [first, first | {"job": job | {"code": "a-n", "method": "n"}}]
     assert remarks(same) == []
     assert remarks([first, first | {"job": job | {"code": "a-n"}}]) == [
@@ -153,6 +153,13 @@ def test_numbers_that_were_not_made_alike_are_told():
     assert remarks([*same, lora]) == []
     assert remarks([*same, first | {"job": job | {"versions": {"torch": "3"}}}]) == [
         "The numbers were made with 2 versions of torch."
+    ]
+    rates = [first | {"job": job | {"training": {"selection": "last", "lr": lr}}} for lr in (0.01, 0.001, 0.01)]
+    assert remarks(rates) == ["Runs of m have different learning rates: 0.001, 0.01."]
+    assert not any("rates" in remark for remark in remarks([*rates, first | {"trial": 0}]))  # a search found them
+    pruned = job | {"training": {"selection": "last", "prune_tokens": 0.0, "prune_segments": 0.5}}
+    assert remarks([first | {"method": "e(...)", "job": pruned}]) == [
+        "Trained twice, with the epochs of the protocol each time, to be pruned: e(...)."
     ]
     other = first | {"data_hash": "e", "job": job | {"code": "b-m", "device": "cuda"}}
     assert remarks([*same, other]) == [
@@ -164,7 +171,7 @@ def test_numbers_that_were_not_made_alike_are_told():
 
 def test_numbers_that_decided_on_what_they_measure_are_told():
     job = {"code": "a-m", "versions": {}, "device": "cpu", "split_hash": "s", "method": "m"}
-    record = {"task": "elpv", "data_hash": "d", "trial": -1, "test": None}
+    record = {"task": "elpv", "data_hash": "d", "trial": -1, "test": None, "method": "m"}
     last, best = (record | {"job": job | {"training": {"selection": how}}} for how in ("last", "best-val"))
     assert remarks([last]) == [] and "too high" in remarks([best])[0]
     assert "too high" in remarks([last, last | {"trial": 0}])[0]

@@ -26,10 +26,10 @@ from viapt.bench.jobs import measured
 from viapt.bench.plan import Problems
 from viapt.bench.protocol import Protocol
 from viapt.bench.records import export, load_records
-from viapt.bench.results import conclusion, write_page
+from viapt.bench.results import conclusion, rows_of, write_page
 from viapt.bench.runner import run
 from viapt.bench.search import space_of
-from viapt.bench.store import Store
+from viapt.bench.store import FINAL, Store
 from viapt.cli import main
 from viapt.cli.bench_experiments import HELP
 from viapt.cli.bench_options import Asked
@@ -37,7 +37,7 @@ from viapt.data.packaged import list_tasks, load_task, split
 from viapt.data.transforms import eval_transform
 from viapt.errors import ArtifactError, ConfigError
 from viapt.evaluation import evaluate
-from viapt.methods import check_effect, create_method
+from viapt.methods import check_effect, create_method, method_class
 
 SIZES = "--image-size 32 --train 40 --val 20 --test 30 --epochs 1 --batch-size 20 --precision float32 --threads 1"
 MEASURES = "accuracy", "mean_per_class_accuracy", "loss", "calibration_error"
@@ -397,8 +397,26 @@ def test_gaps_are_told_not_filled():
     records = [record(A.name, "u", s, 0.5) for s in (0, 1)]
     design = Design(families=(Family("Which?", B, (A, C)),), axes=(Axis("x", (("a", A), ("b", B))),))
     sentences = findings(design, Protocol(), records)[0].sentences
+    assert not any("ranks" in note for note in findings(design, Protocol(), records)[1])
     assert "2 of 6 runs" in sentences[0] and "Not measured: bitfit, full" in sentences[0]
     assert "x: fewer than two values" in sentences[1] and "Not answered" in sentences[2]
+
+
+def test_rows_as_the_command_line_takes_them_keep_the_rates_of_then():
+    def row(name: str, method: str, rate: float, trial: int = FINAL) -> dict[str, Any]:
+        return {"method": name, "trial": trial, "job": {"method": method, "training": {"lr": rate}}}
+
+    rate, then = method_class("full").learning_rate, 0.125
+    rows = [row("full", "full", rate), row("lora(rank=2)", "lora", then), row("linear(lr=0.5)", "linear", 0.5)]
+    rows += [row("viapt(kept_dim=4, generator_kernels=(1, 5))", "viapt", then)]
+    assert rows_of(rows) == [
+        "full",
+        "'lora:rank=2;lr=0.125'",
+        "'linear:lr=0.5'",
+        "'viapt:kept_dim=4;generator_kernels=(1, 5);lr=0.125'",
+    ]
+    searched = [row("full", "full", then), row("full", "full", 0.25, trial=0)]
+    assert rows_of(searched) == ["full"]
 
 
 def test_the_search_space_and_the_entrants_go_together():

@@ -50,6 +50,9 @@ def test_all_problems_are_said_at_once(backbone):
                 Entrant("linear", training={"lr": -1.0}),
                 Entrant("linear", training={"lr": -1.0}),
                 Entrant("e2vpt", training={"prune_segments": 1.0}),
+                Entrant("e2vpt", training={"prune_tokens": 0.05}),  # of 10
+                Entrant("linear", training={"lr": None}),
+                Entrant("linear", training={"lr": True}),
                 Entrant("vfpt", training={"prune_segments": 0.5}),
             ],
             tasks=["elpv", "silhuettes"],
@@ -59,7 +62,8 @@ def test_all_problems_are_said_at_once(backbone):
         )
     text = str(caught.value)
     for words in (
-        ["11 problems, and nothing was started", "kept_dim", "24"],
+        ["14 problems, and nothing was started", "kept_dim", "24"],
+        ["prune_tokens = 0.05 of 10 masks none", "linear(lr=None): lr = None", "lr = True", "for lr, a number"],
         ["prune_segments = 1.0 is not possible", "vfpt(prune_segments=0.5): no setting 'prune_segments'"],
         ["num_instance_prompts", "lr = -1.0", "linear(lr=-1.0) is given twice"],
         ["no task 'silhuettes'", "did you mean 'silhouettes'?", "no task 'elvp'"],
@@ -278,6 +282,11 @@ def test_each_method_searches_what_it_has():
     protocol = Protocol(trials=3, space=space)
     found = {name: list(space_of(Entrant(name), protocol)) for name in ("linear", "vpt-deep", "viapt")}
     assert found == {"linear": ["lr"], "vpt-deep": ["lr", "num_prompts"], "viapt": ["lr", "kept_dim"]}
+    own = {"low": 0.2, "high": 0.3}
+    for names in (["lr", "linear.lr"], ["linear.lr", "lr"]):  # whatever comes first
+        both = Protocol(trials=1, space={name: own if "." in name else space["lr"] for name in names})
+        assert space_of(Entrant("linear"), both) == {"lr": own}
+        assert space_of(Entrant("viapt"), both) == {"lr": space["lr"]}
     assert list(space_of(Entrant("linear"), Protocol(trials=1))) == ["lr", "weight_decay"]
     assert space_of(Entrant("linear"), Protocol()) == {}
     assert list(corners({})) == [{}] and len(list(corners(space))) == 8
@@ -303,6 +312,9 @@ def test_a_search_through_impossible_settings_is_refused(backbone):
         small_plan(
             backbone, trials=2, space={"vpt-deep.num_prompts": {"choices": [1, 2]}, "lr": {"low": 0.1, "high": 1.0}}
         )
+    with pytest.raises(ConfigError, match=r"No method has 'viapt\.lr'"):
+        lr = {"low": 0.1, "high": 1.0}
+        small_plan(backbone, entrants=[Entrant("vpt-deep")], trials=2, space={"lr": lr, "viapt.lr": lr})
 
 
 def test_impossible_values_within_a_range_are_seen_beforehand(backbone):

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from score_cases import drawn, score, scores_of
 from viapt.bench import plots
-from viapt.bench.caveats import caveats
+from viapt.bench.caveats import caveats, on_ranks
 from viapt.bench.grid import arrange
 from viapt.bench.protocol import Protocol
 from viapt.bench.publish import write_report
@@ -176,7 +176,7 @@ def test_latex_tables_are_set_with_their_rules() -> None:
 
 
 def test_gaps_few_seeds_and_equal_values_are_told(gaps) -> None:
-    told = " ".join(caveats(gaps, [compare(gaps, "whole")], rank(gaps)))
+    told = " ".join([*caveats(gaps, [compare(gaps, "whole")]), *on_ranks(gaps, rank(gaps))])
     assert "No score for short: y." in told
     assert "2 cells have fewer seeds than 3" in told
     assert "± 0.0" in told
@@ -186,11 +186,11 @@ def test_gaps_few_seeds_and_equal_values_are_told(gaps) -> None:
 
 def test_families_too_large_for_the_tasks_are_told() -> None:
     grid = arrange(drawn(8, 7))
-    told = " ".join(caveats(grid, [compare(grid, "method-0")], rank(grid)))
+    told = " ".join([*caveats(grid, [compare(grid, "method-0")]), *on_ranks(grid, rank(grid))])
     assert "Over tasks, no p can fall below 0.016, and corrected for 7 comparisons none can fall below 0.11" in told
     assert "Over runs" not in told  # 35 pairs are enough
     grid = arrange(drawn(4, 7))
-    told = " ".join(caveats(grid, [compare(grid, "method-0")], rank(grid)))
+    told = " ".join([*caveats(grid, [compare(grid, "method-0")]), *on_ranks(grid, rank(grid))])
     assert "Over tasks" not in told  # three comparisons: 3/64 < 0.05
 
 
@@ -198,20 +198,20 @@ def test_each_family_is_corrected_by_itself() -> None:
     """Seven comparisons over eight tasks cannot show anything, three can."""
     large, small = arrange(drawn(8, 7)), arrange(drawn(4, 7))
     families = [compare(grid, "method-0") for grid in (large, small)]
-    told = " ".join(caveats(large, families, None))
+    told = " ".join(caveats(large, families))
     assert "Each of the 2 tables" in told and "within each table (3 to 7 comparisons)" in told and "10 comp" not in told
     assert "Over tasks" not in told
-    told = " ".join(caveats(large, [families[0], families[0]], None))
+    told = " ".join(caveats(large, [families[0], families[0]]))
     assert "(7 comparisons)" in told and "corrected for 7 comparisons none can fall below 0.11" in told
 
 
 def test_what_equal_methods_and_two_methods_lack_is_told() -> None:
     equal = arrange([score(m, t, s, 0.5) for m, t, s in itertools.product("abc", "xyz", range(2))])
-    told = " ".join(caveats(equal, [compare(equal, "a")], rank(equal)))
+    told = " ".join([*caveats(equal, [compare(equal, "a")]), *on_ranks(equal, rank(equal))])
     assert "Equal to the reference in every run (p = 1 by definition): b, c." in told
     assert "average ranks are not to be told apart" in told and "12 pairs of runs have no difference" in told
     two = arrange(drawn(2, 3, seeds=1))
-    told = " ".join(caveats(two, [compare(two, "method-0")], rank(two)))
+    told = " ".join([*caveats(two, [compare(two, "method-0")]), *on_ranks(two, rank(two))])
     assert "one seed" in told and "Friedman's test needs three methods" in told and "larger than any difference" in told
 
 
@@ -219,7 +219,7 @@ def test_mixed_metrics_are_told() -> None:
     scores = drawn(2, 2, 2)
     mixed = [replace(s, metric="mean_per_class_accuracy") if s.task == "task-1" else s for s in scores]
     grid = arrange(mixed)
-    assert any("means over tasks mix them" in text for text in caveats(grid, [], rank(grid)))
+    assert any("means over tasks mix them" in text for text in caveats(grid, []))
     assert "accuracy or mean per class accuracy" in accuracy_table(grid).caption.lower()
 
 
@@ -373,6 +373,19 @@ def test_methods_without_a_common_task(tmp_path) -> None:
     md, _ = write_report(scores_of({"a": {"x": [0.5]}, "b": {"y": [0.6]}}), tmp_path, "a")
     text = md.read_text()
     assert "No method could be compared" in text and "pictures/parameters" not in text and "| b | 0 | - |" in text
+
+
+def test_methods_above_a_number_of_parameters_are_left_out(tmp_path) -> None:
+    small, large = scores_of({"a": {"x": [0.5], "y": [0.5]}}), scores_of({"b": {"x": [0.65], "y": [0.65]}})
+    large[1] = replace(large[1], learnable_parameters=1001)  # on one task
+    md, _ = write_report([*small, *large], tmp_path, "a", max_parameters=1000)
+    text = md.read_text()
+    assert "learn more than 1,000 numbers: b" in text and "65.0" not in text and "50.0" in text
+    assert (tmp_path / "scores.csv").read_text().count("\nb,") == 0
+    md, _ = write_report([*small, *large], tmp_path, "a", max_parameters=1001)
+    assert "65.0" in md.read_text() and "Left out" not in md.read_text()
+    with pytest.raises(ConfigError, match=r"more than 999 .*a limit of 1,000"):
+        write_report([*small, *large], tmp_path, "a", max_parameters=999)
 
 
 def test_other_parts_are_left_out_and_told(tmp_path) -> None:

@@ -271,12 +271,14 @@ def test_an_impossible_point_is_a_failed_trial_and_the_search_goes_on(backbone, 
 def test_shares_that_are_pruned_can_be_searched(backbone, tmp_path):
     """Of e2vpt alone; nothing pruned is where its search starts."""
     space = {"prune_tokens": {"low": 0.0, "high": 0.9}, "lr": LR}
-    plan = small_plan(backbone, entrants=[Entrant("linear"), Entrant("e2vpt")], trials=4, space=space)
+    entrants = [Entrant("linear"), Entrant("e2vpt", {"num_prompts": 3})]
+    plan = small_plan(backbone, entrants=entrants, trials=6, space=space)
     engine = InProcess()
     assert run(plan, tmp_path, engine).failed == 0
-    trials = [job.training for job in engine.jobs if job.method == "e2vpt" and job.seed == plan.protocol.search_seed]
+    trials = [job.training for job in engine.jobs if job.method == "e2vpt"]
     shares = [training["prune_tokens"] for training in trials]
-    assert shares[0] == 0.0 and len(set(shares)) > 2 and {training["prune_segments"] for training in trials} == {0.0}
+    assert shares[0] == 0.0 and 1 < len(set(shares)) <= 3 and set(shares) <= {0.0, 1 / 3, 2 / 3}
+    assert {training["prune_segments"] for training in trials} == {0.0}
     assert not any("prune_tokens" in job.training for job in engine.jobs if job.method == "linear")
 
 

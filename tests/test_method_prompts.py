@@ -14,7 +14,7 @@ from viapt.methods import create_method
 from viapt.methods.e2vpt import E2VPT
 from viapt.methods.vpt import VPTDeep, VPTShallow, kept
 from viapt.model import PromptedClassifier
-from viapt.pruning import all_but_least, importance, prune
+from viapt.pruning import all_but_least, importance, masked_of, prune
 from viapt.testing import CHECKS, Subject, check_prompt_method
 from viapt.testing.subject import tiny_vit
 
@@ -241,6 +241,8 @@ def test_pruning_masks_the_least_important_and_rewinds() -> None:
 def test_nothing_is_pruned_by_default() -> None:
     assert all_but_least(torch.tensor([3.0, 1.0, 2.0]), 0.0).tolist() == [1, 1, 1]
     assert all_but_least(torch.tensor([3.0, 1.0, 2.0]), 0.99).tolist() == [1, 0, 0]
+    assert all(masked_of(k / n, n) == k for n in range(1, 100) for k in range(n))
+    assert masked_of(0.7, 90) == 63 and masked_of(0.699, 90) == 62
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from viapt.evaluation import LabelledImages, load
 from viapt.methods.e2vpt import E2VPT
 from viapt.model import PromptedClassifier
 
-PRUNING = {"prune_tokens": "tokens", "prune_segments": "segments"}
-"""What a training that prunes calls its shares -> what `prune` calls them."""
+PRUNING = {"prune_tokens": "num_prompts", "prune_segments": "segments"}
+"""What a training that prunes calls its shares -> the argument of e2vpt that says of how many."""
 
 
 def prune(
@@ -70,6 +70,11 @@ def check_shares(**shares: float) -> None:
             raise ConfigError(f"{name} = {share} is not possible", expected="0 or above, below 1")
 
 
+def masked_of(share: float, n: int) -> int:
+    """How many of n a share masks: rounded down, and k / n of n are k."""
+    return math.floor(share * n + 1e-9)
+
+
 def masked_numbers(model: PromptedClassifier) -> int:
     """How many of a model's learnable numbers its masks hold at 0, whatever is learned; 0 of other methods."""
     method = model.method
@@ -104,5 +109,5 @@ def importance(
 
 def all_but_least(values: Float[Tensor, "*rows n"], share: float) -> Float[Tensor, "*rows n"]:
     """0 for the share of smallest values of each row, 1 for the others."""
-    masked = values.argsort(dim=-1)[..., : math.floor(share * values.shape[-1])]
+    masked = values.argsort(dim=-1)[..., : masked_of(share, values.shape[-1])]
     return torch.ones_like(values).scatter(-1, masked, 0.0)

@@ -18,13 +18,13 @@ GENERAL = (
 )
 
 
-def caveats(grid: Grid, families: Sequence[Sequence[Comparison]], ranking: Ranking | None) -> list[str]:
-    """Sentences; those that always hold, then those that these scores give reason for.
+def caveats(grid: Grid, families: Sequence[Sequence[Comparison]]) -> list[str]:
+    """Sentences; those that always hold, then those that these scores give reason for; `on_ranks` has those on ranks.
 
     Args:
         families: of comparisons with one reference, each corrected by itself.
     """
-    return [*GENERAL, *on_gaps(grid), *on_seeds(grid), *on_tests(families), *on_ranks(grid, ranking)]
+    return [*GENERAL, *on_gaps(grid), *on_seeds(grid), *on_tests(families)]
 
 
 def on_gaps(grid: Grid) -> Iterator[str]:

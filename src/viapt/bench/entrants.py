@@ -9,10 +9,10 @@ from typing import Any
 from viapt.backbones.base import Backbone
 from viapt.bench.protocol import TRAINING, Protocol
 from viapt.errors import ConfigError
-from viapt.methods import check_effect, create_method, method_class
-from viapt.methods.base import arguments
+from viapt.methods import check_effect, create_method, fits, method_class
+from viapt.methods.base import PromptMethod, arguments
 from viapt.methods.e2vpt import E2VPT
-from viapt.pruning import PRUNING, check_shares
+from viapt.pruning import PRUNING, check_shares, masked_of
 
 
 def training_settings(method: str) -> dict[str, Any]:
@@ -44,38 +44,51 @@ class Entrant:
         return Entrant(self.method, self.options | options, self.training | training)
 
     def effective(self, backbone: Backbone, settings: Collection[str]) -> Entrant:
-        """The same, with those of some settings left out that change nothing, one after the other.
+        """The same, with those of some settings left out that change nothing, and shares as what they mask.
 
         Raises:
             ConfigError: it is impossible.
         """
         method = create_method(self.method, backbone.widths, backbone.depth, backbone.patch_size, **self.options)
         idle = [name for name in self.options if name in settings and name in method.without_effect()]
-        if not idle:
-            return self
-        rest = {key: value for key, value in self.options.items() if key != idle[0]}
-        return Entrant(self.method, rest, self.training).effective(backbone, settings)
+        if idle:
+            rest = {key: value for key, value in self.options.items() if key != idle[0]}
+            return Entrant(self.method, rest, self.training).effective(backbone, settings)
+        found = {name: masked_of(share, n) / n for name, share, n in self.shares(method) if name in settings}
+        return Entrant(self.method, self.options, self.training | found)
 
     def configuration(self, backbone: Backbone) -> dict[str, Any]:
         """All keyword arguments of the method on a backbone, defaults included.
 
         Raises:
-            ConfigError: they are impossible (m > d, lambda > p ...), or without effect.
+            ConfigError: they are impossible (m > d, lambda > p ...), or without effect, as a share that masks nothing.
         """
         method = create_method(self.method, backbone.widths, backbone.depth, backbone.patch_size, **self.options)
         check_effect(method, self.options)
+        for name, share, n in self.shares(method):
+            if share > 0 and masked_of(share, n) < 1:
+                raise ConfigError(f"{name} = {share} of {n} masks none", expected=f"0, or at least 1 / {n}")
         return method.config()
+
+    def shares(self, method: PromptMethod) -> list[tuple[str, float, int]]:
+        """What it prunes: the setting, its share, and of how many; nothing of other methods than e2vpt."""
+        given = [name for name in PRUNING if name in self.training and isinstance(method, E2VPT)]
+        return [(name, self.training[name], getattr(method, PRUNING[name])) for name in given]
 
     def training_under(self, protocol: Protocol) -> dict[str, Any]:
         """The settings of its training under a protocol.
 
         Raises:
-            ConfigError: a setting that is none, or a share that cannot be pruned.
+            ConfigError: a setting that is none, a value of another kind, or a share that cannot be pruned.
         """
         known = training_settings(self.method)
         unknown = [name for name in self.training if name not in known]
         if unknown:
             raise ConfigError(f"{self.name}: no setting {unknown[0]!r}", expected=f"one of {', '.join(known)}")
+        for name, value in self.training.items():
+            if not fits(value, known[name]):
+                expected = f"for {name}, a number{' or none' if fits(None, known[name]) else ''}"
+                raise ConfigError(f"{self.name}: {name} = {value!r}", expected=expected)
         check_shares(**{name: share for name, share in self.training.items() if name in PRUNING})
         own: dict[str, Any] = {
             "lr": method_class(self.method).learning_rate,

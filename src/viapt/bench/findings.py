@@ -15,6 +15,7 @@ from viapt.bench.experiments import Axis, Design, Family
 from viapt.bench.grid import Grid, arrange, costs
 from viapt.bench.policies import Measured, policy_figures, policy_sentence, policy_table, tested_policies
 from viapt.bench.protocol import Protocol
+from viapt.bench.publish import draw_tasks
 from viapt.bench.records import scores_of
 from viapt.bench.scores import Score
 from viapt.bench.statistics import ALPHA, Comparison, compare, mean_over_seeds, mean_over_tasks
@@ -61,9 +62,9 @@ def findings(design: Design, protocol: Protocol, records: Sequence[Record]) -> t
     if not any({entrant.name for _, entrant in axis.points} >= names for axis in design.axes):
         found.tables.append(accuracy_table(grid))
         if design.families:
-            found.figures.append(heat_map(grid))
+            found.figures.append(draw_tasks(grid, by_mean(grid)))
     found.tables.append(cost_table(costs(scores, protocol.part), by_mean(grid)))
-    return found, caveats(grid, found.families, None) if found.families else []
+    return found, caveats(grid, found.families) if found.families else []
 
 
 def coverage(names: set[str], grid: Grid) -> str:
@@ -210,15 +211,6 @@ def optimum(label: str, shown: Sequence[str], values: Float[np.ndarray, "points 
         f"{100 * overall[0]:.1f} %, at {shown[-1]} {100 * overall[-1]:.1f} %. By task: {each}. The highest of several "
         "means is too high on average: the tests say what is told apart."
     )
-
-
-def heat_map(grid: Grid) -> Plot:
-    """Methods and tasks."""
-    order = by_mean(grid)
-    drawn = plots.heat_map(grid.task_means[[grid.methods.index(name) for name in order]], order, grid.tasks)
-    caption = "Accuracy (%) by task; colours are points above or below the task's median method, hatched: no score"
-    words = f"Heat map of {len(order)} methods and {len(grid.tasks)} tasks; its numbers are in the table of accuracy."
-    return Plot("tasks", caption, drawn, words)
 
 
 # Policies of inference

@@ -123,10 +123,10 @@ def measured(job: Job) -> dict[str, Any]:
         data = data_sets(task, preprocessing, job)
         cache = cache_for(model, data["train"])
         histories = [train(model, data, job, cache)]
-        shares = {short: job.training[name] for name, short in PRUNING.items() if name in job.training}
-        if any(shares.values()):
+        if any(job.training.get(name) for name in PRUNING):
             trained, model = model, untrained(job, task.classes)
-            prune(trained, model, data["train"], **shares)
+            tokens, segments = (job.training[name] for name in PRUNING)
+            prune(trained, model, data["train"], tokens=tokens, segments=segments)
             histories.append(train(model, data, job, cache))
         found = {part: measure(model, data[part], cache) for part in ("val", "test") if part in data}
         last = data["test" if job.read_test else "val"]

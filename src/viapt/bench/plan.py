@@ -17,7 +17,7 @@ from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job
 from viapt.bench.protocol import Protocol
 from viapt.bench.provenance import code_for, versions
-from viapt.bench.search import probes, space_of
+from viapt.bench.search import names_of, probes, space_of
 from viapt.bench.task_data import benchmark_data, hash_of, is_benchmark, parts_of
 from viapt.data.benchmarks import find_task
 from viapt.data.packaged import PackagedTask, fetch_all, list_tasks, load_task, state
@@ -207,7 +207,7 @@ def check_entrants(
     unused = set(protocol.space)
     for entrant in entrants:
         space = space_of(entrant, protocol)
-        unused -= {name for name in protocol.space if name.rpartition(".")[2] in space}
+        unused -= {name for key, name in names_of(protocol.space, entrant.method).items() if key in space}
         with problems.collected(f"{entrant.name}: the search space"):
             if protocol.trials and not space:
                 raise ConfigError("Nothing to search")

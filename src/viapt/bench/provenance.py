@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # Not accelerate: in one process it chooses the device, which a job names; losses, gradients and steps are torch's.
 LIBRARIES = "torch", "torchvision", "timm", "numpy", "pillow"
 OF_METHODS = {"lora": ("peft",)}
+FILES_OF_METHODS = {"e2vpt": ("pruning.py",)}  # besides those in methods
 OF_BACKBONES = {PREFIX: ("transformers",)}  # by how their names begin
 # They show, store or serve what was computed, or only say what is wrong.
 IDLE = {
@@ -74,13 +75,14 @@ def counts(path: Path) -> bool:
         return False  # counts for benchmark tasks alone
     if room == "methods":
         return parts[-1] in ("__init__.py", "base.py")
-    return room not in IDLE
+    return room not in IDLE and not any(parts[-1] in files for files in FILES_OF_METHODS.values())
 
 
 def own_files(method: str) -> list[Path]:
     """The file of a method, and those of the methods that it imports."""
     found: list[Path] = []
     open_ = [Path(str(sys.modules[METHODS[method].__module__].__file__))]
+    open_ += [PACKAGE / name for name in FILES_OF_METHODS.get(method, ())]
     while open_:
         path = open_.pop()
         if path in found:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from viapt.bench import plots
-from viapt.bench.caveats import caveats
-from viapt.bench.grid import Cost, Grid, arrange, costs
+from viapt.bench.caveats import caveats, on_ranks
+from viapt.bench.grid import Cost, Grid, arrange, costs, listed
 from viapt.bench.scores import Score
 from viapt.bench.statistics import Ranking, check_reference, compare, mean_over_tasks, rank
 from viapt.bench.suite_tables import suite_notes, suite_tables
@@ -30,6 +30,7 @@ def write_report(
     protocol: Mapping[str, Any] | None = None,
     *,
     part: str = "test",
+    max_parameters: int | None = None,
     title: str = "Laboratory",
     records: Sequence[dict[str, Any]] = (),
 ) -> tuple[Path, Path]:
@@ -41,6 +42,8 @@ def write_report(
         reference: method that all others are compared with.
         protocol: what was run, printed as it is: name -> text, or anything JSON can hold.
         part: "test" or "val": the scores that count; others are left out, and the report says so.
+        max_parameters: methods that learn more numbers on some task, the head not counted, are left out, and the
+            report says so.
         title: heading.
         records: that the scores are from; a report of a suite says on which data they were made.
 
@@ -53,6 +56,8 @@ def write_report(
     """
     check_libraries("bench")
     check_statsmodels()
+    large = too_large(scores, max_parameters)
+    scores = [score for score in scores if score.method not in large]
     grid = arrange(scores, part)
     check_reference(grid, reference)
     comparisons, ranking, order = compare(grid, reference), rank(grid), by_mean(grid)
@@ -73,7 +78,8 @@ def write_report(
         "tables": tables,
         "figures": figures,
         "notes": suite_notes(grid, protocol or {}, records)
-        + caveats(grid, [comparisons], ranking)
+        + [*caveats(grid, [comparisons]), *on_ranks(grid, ranking)]
+        + ([f"Left out are methods that learn more than {max_parameters:,} numbers: {listed(large)}."] if large else [])
         + ([f"{left_out} scores of other parts than {part} are left out."] if left_out else []),
         "facts": {name: in_words(value) for name, value in (protocol or {}).items()},
     }
@@ -81,6 +87,19 @@ def write_report(
     for path in paths:
         path.write_text(render("viapt.bench", path.name, values), encoding="utf-8")
     return paths
+
+
+def too_large(scores: Sequence[Score], most: int | None) -> list[str]:
+    """Methods with more learnable parameters than that; none without a limit.
+
+    Raises:
+        ConfigError: that are all of them.
+    """
+    large = {score.method for score in scores if most is not None and score.learnable_parameters > most}
+    if large and len(large) == len({score.method for score in scores}):
+        fewest = min(score.learnable_parameters for score in scores)
+        raise ConfigError(f"All methods learn more than {most:,} numbers", expected=f"a limit of {fewest:,} or more")
+    return sorted(large)
 
 
 def check_statsmodels() -> None:
@@ -106,11 +125,15 @@ def draw(grid: Grid, ranking: Ranking | None, prices: Mapping[str, Cost], order:
     figures = [draw_ranks(ranking)] if ranking else []
     if grid.shared.any():
         figures.append(draw_parameters(grid, prices, order))
-    rows = [grid.methods.index(method) for method in order]
-    drawn = plots.heat_map(grid.task_means[rows], order, grid.tasks)
+    return [*figures, draw_tasks(grid, order)]
+
+
+def draw_tasks(grid: Grid, order: Sequence[str]) -> Plot:
+    """The heat map of methods and tasks."""
+    drawn = plots.heat_map(grid.task_means[[grid.methods.index(name) for name in order]], order, grid.tasks)
     caption = "Accuracy (%) by task; colours are points above or below the task's median method, hatched: no score"
     words = f"Heat map of {len(order)} methods and {len(grid.tasks)} tasks; its numbers are in the table of accuracy."
-    return [*figures, Plot("tasks", caption, drawn, words)]
+    return Plot("tasks", caption, drawn, words)
 
 
 def draw_ranks(ranking: Ranking) -> Plot:

@@ -22,6 +22,7 @@ from viapt.bench.store import FINAL, Store
 from viapt.bench.suite_tables import data_table
 from viapt.checkpoint import replace_file
 from viapt.errors import ArtifactError, ConfigError
+from viapt.methods import METHODS
 from viapt.report.rendering import Plot, check_libraries, render
 
 OPEN, CLOSE = "<!-- conclusion -->", "<!-- /conclusion -->"
@@ -168,7 +169,7 @@ def command(name: str, experiment: Experiment | None, protocol: Protocol, record
         else:
             parts.append(option if field.name in FLAGS else f"{option} {value}")
     parts += [f"--search {' '.join(map(in_range, protocol.space.items()))}"] if protocol.space else []
-    return " ".join(parts) + methods_of(experiment, records)
+    return " ".join(parts) + ("" if experiment else " --methods " + " ".join(rows_of(records)))
 
 
 def in_range(pair: tuple[str, Any]) -> str:
@@ -226,20 +227,24 @@ def write_index(results: Path) -> Path:
     return index
 
 
-def methods_of(experiment: Experiment | None, records: Sequence[Record]) -> str:
-    """The option `--methods` of a table, from the names of its rows."""
-    if experiment:
-        return ""
-    names = list(dict.fromkeys(record["method"] for record in records))
-    return " --methods " + " ".join(map(as_given, names))
+def rows_of(records: Sequence[Record]) -> list[str]:
+    """The rows of a table as `--methods` takes them; with their learning rate where it was another default's."""
+    return list(dict.fromkeys(as_given(record["method"], rate_of(record, records)) for record in records))
 
 
-def as_given(name: str) -> str:
+def rate_of(record: Record, records: Sequence[Record]) -> float | None:
+    """The learning rate of a row, if neither its name nor today's default says it, and no search found it."""
+    rate, method = record["job"]["training"].get("lr"), METHODS.get(record["job"]["method"])
+    searched, said = any(one["trial"] != FINAL for one in records), "lr=" in record["method"]
+    return None if searched or said or method is None or rate == method.learning_rate else rate
+
+
+def as_given(name: str, rate: float | None = None) -> str:
     """ "viapt(kept_dim=32, lr=0.01)" as the command line takes it."""
-    method, bracket, settings = name.partition("(")
-    if not bracket:
-        return method
-    return f"'{method}:{re.sub(r', (?=[a-z_]+=)', ';', settings.removesuffix(')'))}'"
+    method, _, listed = name.partition("(")
+    settings = re.split(r", (?=[a-z_]+=)", listed.removesuffix(")")) if listed else []
+    settings += [] if rate is None else [f"lr={rate}"]
+    return f"'{method}:{';'.join(settings)}'" if settings else method
 
 
 def write_pictures(figures: Sequence[Plot], folder: Path) -> None:

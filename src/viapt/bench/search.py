@@ -40,12 +40,15 @@ def space_of(entrant: Entrant, protocol: Protocol) -> dict[str, Mapping[str, Any
     if not protocol.trials:
         return {}
     known = settings_of(entrant.method)
-    found = {}
-    for name, values in (protocol.space or default_space(entrant.method)).items():
-        method, _, setting = name.rpartition(".")
-        if method in ("", entrant.method) and setting in known:
-            found[setting] = values
-    return found
+    space = protocol.space or default_space(entrant.method)
+    return {key: space[name] for key, name in names_of(space, entrant.method).items() if key in known}
+
+
+def names_of(space: Mapping[str, Any], method: str) -> dict[str, str]:
+    """What a space calls each setting of a method: METHOD.SETTING before SETTING."""
+    split = {name: name.rpartition(".") for name in space}
+    general = {setting: name for name, (owner, _, setting) in split.items() if not owner}
+    return general | {setting: name for name, (owner, _, setting) in split.items() if owner == method}
 
 
 def settings_of(method: str) -> list[str]:

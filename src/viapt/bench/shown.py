@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +16,7 @@ from viapt.bench.protocol import Protocol
 from viapt.bench.runner import Progress
 from viapt.bench.store import FINAL, Cell, Store
 from viapt.bench.suites import averages, title
+from viapt.pruning import PRUNING
 
 
 def summary(store: Store, protocol: Protocol) -> Table:
@@ -80,6 +81,7 @@ def remarks(records: Iterable[dict[str, Any]]) -> list[str]:
     ):
         if len(kinds) > 1:
             found.append(f"The numbers were made with {len(kinds)} {what}.")
+    found += on_trainings(records)
     if any(record["test"] is None for record in records) and any(map(chosen_on_validation, records)):
         found.append(
             "Settings or epochs were chosen by the same validation images that are shown: such numbers are too high on "
@@ -98,6 +100,18 @@ def remarks(records: Iterable[dict[str, Any]]) -> list[str]:
         if data["own_split"] or data.get("differs") or data["unexpected"]:
             found.append(f"{task} is not as published: {data['source']}.")
     return found
+
+
+def on_trainings(records: list[dict[str, Any]]) -> Iterator[str]:
+    """Rows that were not trained as their names, or those of others, suggest."""
+    if not any(record["trial"] != FINAL for record in records):
+        rates = by_first((record["method"], str(record["job"]["training"].get("lr"))) for record in records)
+        for name, found in rates:
+            if len(found) > 1:
+                yield f"Runs of {name} have different learning rates: {', '.join(sorted(found, key=float))}."
+    pruned = {r["method"] for r in records if any(r["job"]["training"].get(name) for name in PRUNING)}
+    if pruned:
+        yield f"Trained twice, with the epochs of the protocol each time, to be pruned: {', '.join(sorted(pruned))}."
 
 
 def heading(protocol: Protocol) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,9 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for the report; files of an earlier one are replaced.")],
     reference: Annotated[str, typer.Option(help="Method that all others are compared with.")] = "viapt",
     part: Annotated[Literal["test", "val"], typer.Option(help="The part of the splits that counts.")] = "test",
+    max_parameters: Annotated[
+        int | None, typer.Option(min=0, help="Leave out methods that learn more numbers, heads not counted.")
+    ] = None,
 ) -> None:
     """Write report.md, report.html, and tables as CSV and LaTeX: means, paired tests, ranks, cost."""
     from viapt.bench.publish import write_report
@@ -25,5 +28,6 @@ def report(
         facts = run_facts(protocol, records, source.stem) | protocol.to_dict()
     except (KeyError, TypeError) as error:
         raise incomplete(source, error) from error
-    for path in write_report(scores, out, reference, facts, part=part, records=records):
+    options: dict[str, Any] = {"part": part, "max_parameters": max_parameters, "records": records}
+    for path in write_report(scores, out, reference, facts, **options):
         print(path)
