@@ -43,7 +43,7 @@ def small_world(root: Path) -> str:
 
 def small_plan(backbone: str, **changes: Any) -> Plan:
     """Two methods, one task, two seeds, unless something else is said."""
-    asked: dict[str, Any] = {"entrants": METHODS, "tasks": ["elpv"], "seeds": [0, 1], "console": None}
+    asked: dict[str, Any] = {"entrants": METHODS, "tasks": ["elpv"], "seeds": [0, 1], "console": None, "device": None}
     asked |= {name: changes.pop(name) for name in list(changes) if name in asked}
     return make_plan(Protocol(**{"backbone": backbone} | SMALL | changes), **asked)
 

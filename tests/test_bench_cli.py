@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from bench_cases import small_world
+from viapt.bench.engines import LocalEngine, RayEngine
 from viapt.bench.jobs import Outcome
+from viapt.bench.plan import Plan
 from viapt.bench.protocol import Protocol
 from viapt.bench.runner import Progress
 from viapt.bench.shown import Display, clock, remarks, spread
 from viapt.bench.store import Cell, Store
 from viapt.cli import main
+from viapt.cli.bench_options import make_engine
 
 SIZES = "--image-size 32 --train 40 --val 20 --test 30 --epochs 1 --batch-size 20 --precision float32 --threads 1"
 
@@ -90,6 +94,10 @@ def test_all_problems_in_one_paragraph_and_nothing_started(bench, backbone, tmp_
         (["--workers", 0], "--workers 0"),
         (["--address", "auto"], "--address has no effect"),
         (["--gpus", 1], "--gpus has no effect"),
+        (["--engine", "ray", "--gpus", -1], "--gpus -1"),
+        (["--engine", "ray", "--gpus", 1.5], "--gpus 1.5"),
+        (["--engine", "ray", "--gpus", "nan"], "--gpus nan"),
+        (["--engine", "ray", "--address", "head:6379", "--workers", 1], "--workers has no effect with --address"),
         (["--seeds", -1], "seed -1"),
     ],
 )
@@ -97,6 +105,36 @@ def test_options_that_cannot_be(bench, backbone, tmp_path, more, words):
     given = ["run", "--out", tmp_path / "out", "--backbone", backbone, "--methods", "linear", "--tasks", "elpv"]
     code, _, err = bench(*given, *SIZES.split(), *more)
     assert code == 2 and words in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("more", "device"), [(["--gpus", 0.5], "cuda"), ([], "cpu")])
+def test_jobs_are_planned_for_the_devices_of_a_cluster(bench, backbone, tmp_path, monkeypatch, more, device):
+    monkeypatch.setattr("viapt.bench.engines.import_ray", lambda: None)
+    taken: list[tuple[Plan, RayEngine]] = []
+
+    def take(plan: Plan, out: Path, place: RayEngine) -> int:
+        taken.append((plan, place))
+        return 1
+
+    for module in ("bench", "bench_experiments"):
+        monkeypatch.setattr(f"viapt.cli.{module}.carry_out", take)
+    given = ["--backbone", backbone, "--tasks", "elpv", *SIZES.replace("--threads 1", "").split()]
+    given += ["--out", tmp_path / "out", "--engine", "ray", "--address", "head:6379", *more]
+    for command in (["run", "--methods", "linear"], ["corner-cases"]):
+        bench(*command, *given)
+        plan, place = taken.pop()
+        assert plan.device == device == place.device and place.threads == 1
+
+
+def test_threads_are_shared_by_the_workers_of_this_machine(monkeypatch):
+    monkeypatch.setattr("viapt.bench.engines.import_ray", lambda: None)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    for name, kind in (("local", LocalEngine), ("ray", RayEngine)):
+        for given, expected in (((4, None), (4, 4)), ((None, None), (1, 16)), ((2, 3), (2, 3))):
+            engine = make_engine(name, *given, None, None)
+            assert isinstance(engine, kind) and (engine.workers, engine.threads) == expected
+    cluster = make_engine("ray", None, 3, "head:6379", None)
+    assert isinstance(cluster, RayEngine) and cluster.threads == 3
 
 
 def test_what_is_out_of_range_hides_nothing_else(bench, backbone, tmp_path):

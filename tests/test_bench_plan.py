@@ -209,6 +209,33 @@ def test_what_the_cache_lacks_is_prepared_before_the_readers_eyes(backbone, tmp_
     assert text == "" and [task.data_hash for task in again.tasks] == [task.data_hash for task in plan.tasks]
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_where_something_is_wrong_nothing_is_prepared(backbone, tmp_path, monkeypatch, shown):
+    (tmp_path / "cache" / "task-silhouettes.safetensors").unlink()
+    looked_at = []
+    monkeypatch.setattr("viapt.bench.plan.fetch_all", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr("viapt.bench.plan.load_task", lambda name: looked_at.append(name) or load_task(name))
+    output = io.StringIO()
+    asked = {"tasks": ["elpv", "silhouettes"], "console": Console(file=output) if shown else None}
+    impossible = [Entrant("viapt", {"kept_dim": 25})]
+    with pytest.raises(ConfigError, match=r"kept_dim = 25.* Not in the cache, and not looked at: silhouettes\.$"):
+        small_plan(backbone, entrants=impossible, **asked)
+    with pytest.raises(ConfigError, match=r"^2 problems.*kept_dim.*the val part \(3 images\).*looked at: silhouettes"):
+        small_plan(backbone, entrants=impossible, val=3, **asked)
+    with pytest.raises(ConfigError, match=r"^There is no task 'moon'.*looked at: silhouettes"):
+        small_plan(backbone, **asked | {"tasks": ["silhouettes", "moon"]})
+    assert looked_at == ["elpv", "elpv"] and not output.getvalue()
+
+
+def test_precision_is_that_of_the_planned_device(backbone, monkeypatch):
+    """Of a GPU that is not here, nobody knows whether it has units for bfloat16."""
+    monkeypatch.setattr("viapt.precision.bfloat16_gain", lambda: 2.0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = [small_plan(backbone, precision="auto", device=device) for device in (None, "cpu", "cuda")]
+    assert [plan.protocol.precision for plan in found] == ["bfloat16", "bfloat16", "float32"]
+    assert [plan.device for plan in found] == ["cpu", "cpu", "cuda"]
+
+
 def test_keys_follow_what_decides(backbone, tmp_path):
     def key(entrant=METHODS[1], seed=0, **changes):
         plan = small_plan(backbone, **changes)

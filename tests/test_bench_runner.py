@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,12 @@ from PIL import Image
 
 import viapt
 from bench_cases import METHODS, VIAPT, small_plan, small_run, small_world
-from viapt.bench.engines import LocalEngine
+from viapt.bench.engines import LocalEngine, RayEngine, attempt_on_cpu, fits
 from viapt.bench.entrants import Entrant
-from viapt.bench.jobs import Job, measured, work
+from viapt.bench.jobs import Job, Outcome, measured, work
 from viapt.bench.provenance import CODE
 from viapt.bench.records import export, load_records, load_scores, restore, stored_scores
-from viapt.bench.runner import Cell, continued, run
+from viapt.bench.runner import Cell, Progress, continued, run
 from viapt.bench.store import Store
 from viapt.data.packaged import load_task, split
 from viapt.data.transforms import eval_transform
@@ -48,6 +49,8 @@ LR = {"low": 0.1, "high": 1.0}
 class InProcess:
     """Does jobs here and now, and counts them; may be told to fail, or to be interrupted."""
 
+    device = "cpu"
+
     def __init__(self, limit: int = 1000, fails: str = "") -> None:
         self.jobs: list[Job] = []
         self.limit, self.fails = limit, fails
@@ -57,6 +60,9 @@ class InProcess:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def room(self) -> int:
+        return 2
 
     def submit(self, job: Job) -> Future[dict[str, Any]]:
         if len(self.jobs) == self.limit:
@@ -229,6 +235,70 @@ def test_a_test_split_is_read_by_one_job_only(backbone, tmp_path, monkeypatch):
     assert cell == Cell(METHODS[1].name, "elpv", 0) and "read on" in cause and "another-code" in cause
     with Store(tmp_path) as store:
         assert all(record in store.records() for record in before)
+
+
+def exams(folder: Path) -> list[tuple[str, int]]:
+    """Method and seed of the test splits that count as read."""
+    with Store(folder) as store:
+        return [(name.partition("(")[0], seed) for name, seed in store.rows("SELECT method, seed FROM exams")]
+
+
+def stop_at_once(progress: Progress, cell: Cell | None, outcome: Outcome | None) -> None:
+    if outcome is not None:
+        raise KeyboardInterrupt
+
+
+def test_what_was_only_queued_has_read_no_test_split(backbone, tmp_path, monkeypatch):
+    def plan():
+        return small_plan(backbone, read_test=True, entrants=[METHODS[1]], seeds=[*range(8)])
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(), tmp_path, InProcess(), stop_at_once)
+    assert exams(tmp_path) == [("viapt", 0), ("viapt", 1)]  # room for two
+    monkeypatch.setitem(CODE, "viapt", "another-code")
+    progress = run(plan(), tmp_path, InProcess())
+    assert (progress.done, sorted(cell.seed for cell in progress.causes)) == (6, [0, 1])
+    assert len(exams(tmp_path)) == 8
+
+
+class Unwilling(InProcess):
+    """Refuses all jobs before they read data; or never starts them, where `waits`."""
+
+    def __init__(self, waits: bool = False) -> None:
+        super().__init__()
+        self.waits, self.futures = waits, list[Future[dict[str, Any]]]()
+
+    def __exit__(self, *_: object) -> None:
+        for future in self.futures:
+            future.cancel()
+
+    def submit(self, job: Job) -> Future[dict[str, Any]]:
+        if self.waits and not self.futures:
+            self.futures.append(Future())
+            return self.futures[0]
+        future: Future[dict[str, Any]] = Future()
+        future.set_result({"cause": "other code", "begun": False})
+        return future
+
+
+def test_a_job_that_never_began_has_read_no_test_split(backbone, tmp_path):
+    first = small_plan(backbone, read_test=True, seeds=[0])
+    run(first, tmp_path, InProcess(fails="viapt"))  # and nobody knows how far it came
+    both = small_plan(backbone, read_test=True, seeds=[0, 1])
+    progress = run(both, tmp_path, Unwilling())
+    assert (progress.skipped, set(progress.causes.values())) == (1, {"other code"})
+    assert exams(tmp_path) == [("linear", 0), ("viapt", 0)]
+    with pytest.raises(KeyboardInterrupt):
+        run(both, tmp_path, Unwilling(waits=True), stop_at_once)
+    assert exams(tmp_path) == [("linear", 0), ("viapt", 0)]
+
+
+def test_a_process_that_refuses_its_job_has_read_no_test_split(backbone, tmp_path):
+    plan = replace(small_plan(backbone, read_test=True, seeds=[0], entrants=[METHODS[0]]), device="cuda")
+    progress = run(plan, tmp_path, LocalEngine(1, threads=1))
+    assert "planned with cuda" in progress.causes[Cell("linear", "elpv", 0)] and not exams(tmp_path)
+    with Store(tmp_path) as store:
+        assert "check_place" in store.failures()[0].trace
 
 
 def test_methods_that_are_the_same_share_their_job(backbone, tmp_path):
@@ -427,9 +497,10 @@ class Deadly(LocalEngine):
 
 
 def test_a_killed_process_takes_its_job_alone(backbone, tmp_path):
-    plan = small_plan(backbone, entrants=[METHODS[0]], seeds=[0, 1, 2])
+    plan = small_plan(backbone, entrants=[METHODS[0]], seeds=[0, 1, 2], read_test=True)
     progress = run(plan, tmp_path, Deadly(1, threads=1))
     assert (progress.done, progress.failed) == (2, 1)
+    assert exams(tmp_path) == [("linear", seed) for seed in (0, 1, 2)]  # the one that was killed may have read
     assert "SIGKILL" in progress.causes[Cell("linear", "elpv", 0)]
     engine = InProcess()
     assert run(plan, tmp_path, engine).done == 1 and [job.seed for job in engine.jobs] == [0]
@@ -445,22 +516,71 @@ def command(backbone: str, out: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_is_resumed_by_the_same_command(backbone, tmp_path, number):
     out, seeds = tmp_path / "out", [str(seed) for seed in range(6)]
-    asked = command(backbone, out, "--seeds", *seeds)
+    asked = command(backbone, out, "--read-test", "--seeds", *seeds)
     with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         code, rest = process.wait(), process.stderr.read()
-    assert line.startswith("1/12  linear, elpv, seed 0: val 0."), line
+    assert line.startswith("1/12  linear, elpv, seed 0: test 0."), line
     assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
     assert ("run the same command to resume" in rest) == (number == signal.SIGINT)
     assert not psutil.wait_procs(children, timeout=60)[1]
     with Store(out) as store:
         before = store.records()
         assert 1 <= len(before) < 12 and len(store.open_cells()) == 12 - len(before)
+    assert len(before) <= len(exams(out)) <= len(before) + 1
     done = subprocess.run(asked, capture_output=True, text=True)
     assert done.returncode == 0 and "12 done, 0 failed, 0 open" in done.stdout, done.stderr
     assert len(done.stderr.splitlines()) == 12 - len(before)
     with Store(out) as store:
         assert all(record in store.records() for record in before)
+
+
+# Room and devices
+
+
+def test_room_is_what_the_nodes_have_places_for(monkeypatch):
+    monkeypatch.setattr("viapt.bench.engines.import_ray", lambda: None)
+    nodes = [{"Alive": True, "Resources": {"CPU": 7.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 1.0}}]
+    nodes += [{"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}, {"Alive": True, "Resources": {}}]
+    for threads, gpus, room in ((1, 0.0, 8), (2, 0.0, 3), (1, 1.0, 1), (1, 0.2, 5), (1, 0.1, 7), (8, 0.0, 1)):
+        engine = RayEngine("head:6379", 1, threads, gpus)
+        engine.ray = SimpleNamespace(nodes=lambda: nodes)
+        assert engine.room() == room
+    assert LocalEngine(3, threads=1).room() == 3
+
+
+def test_nodes_that_join_get_jobs_before_others_end(backbone, tmp_path, monkeypatch):
+    class Growing(InProcess):
+        rooms = iter([1, 1, *[3] * 9])
+
+        def room(self) -> int:
+            return next(self.rooms)
+
+        def submit(self, job: Job) -> Future[dict[str, Any]]:
+            done = super().submit(job)
+            if len(self.jobs) > 1:
+                return done
+            self.first, self.result = Future[dict[str, Any]](), done.result()
+            return self.first
+
+    def end(progress: Progress, cell: Cell | None, outcome: Outcome | None) -> None:
+        if progress.done == 3:
+            engine.first.set_result(engine.result)
+
+    monkeypatch.setattr("viapt.bench.runner.LOOK_AGAIN", 0.01)
+    engine = Growing()
+    assert run(small_plan(backbone), tmp_path, engine, end).done == 4
+
+
+def test_jobs_without_gpus_see_none(backbone, monkeypatch):
+    """On a node that has some: Ray leaves them visible."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    plan = small_plan(backbone, device="cpu")
+    job = plan.job(METHODS[0], plan.tasks[0], 0, read_test=False).to_dict()
+    assert not fits(job)
+    monkeypatch.setattr("viapt.bench.engines.work", lambda job, threads: {"cause": ""})
+    assert attempt_on_cpu(job, 1) == {"cause": "", "begun": True}

@@ -114,11 +114,15 @@ def test_a_search_keeps_its_version_of_optuna(tmp_path):
 
 def test_a_test_split_is_read_once(tmp_path):
     with Store(tmp_path, create=True) as store:
-        store.open_exam(CELL, JOB)
-        store.open_exam(CELL, replace(JOB))  # killed and done again: the same numbers
-        store.open_exam(Cell("viapt", "elpv", 1), replace(JOB, seed=1))
-        with pytest.raises(DataError, match=r"read on .* by another job \(code '1-2' there, '1-3' here\)"):
-            store.open_exam(CELL, replace(JOB, code="1-3"))
+        assert not store.check_exam(CELL, JOB) and store.open_exam(CELL, JOB) and store.check_exam(CELL, JOB)
+        assert not store.open_exam(CELL, replace(JOB))  # killed and done again: the same numbers
+        assert store.open_exam(Cell("viapt", "elpv", 1), replace(JOB, seed=1))
+        for ask in (store.check_exam, store.open_exam):
+            with pytest.raises(DataError, match=r"read on .* by another job \(code '1-2' there, '1-3' here\)"):
+                ask(CELL, replace(JOB, code="1-3"))
+        store.withdraw_exam(CELL)
+        assert store.open_exam(CELL, replace(JOB, code="1-3"))
+        assert not store.open_exam(Cell("viapt", "elpv", 1), replace(JOB, seed=1))
 
 
 def write_many(folder: Path, firsts: multiprocessing.SimpleQueue) -> None:

@@ -148,6 +148,19 @@ def test_what_is_refused(viapt, world, arguments, words):
     assert code == 2 and words in err and len(err.splitlines()) == 1 and not (root / "out").exists()
 
 
+def test_a_suite_is_planned_for_the_devices_of_a_cluster(viapt, world, monkeypatch):
+    root, backbone = world
+    planned = []
+    monkeypatch.setattr("viapt.bench.engines.import_ray", lambda: None)
+    monkeypatch.setattr("viapt.cli.bench_jobs.carry_out", lambda plan, *_: planned.append(plan) or 0)
+    asked = ["--root", root / "data", "--out", root / "out", "--backbone", backbone, *SMALL.split(), "--tasks", "svhn"]
+    cluster = ["--engine", "ray", "--address", "head:6379", "--gpus", 1]
+    code, _, err = viapt("bench", "suite", "vtab-1k", *asked, *cluster)
+    assert code == 0 and planned[0].device == "cuda", err
+    code, _, err = viapt("bench", "suite", "vtab-1k", *asked, *cluster, "--workers", 2)
+    assert code == 2 and "--workers has no effect with --address" in err
+
+
 def test_all_problems_of_a_suite_are_said_at_once(viapt, world):
     """A batch of 0 would make learning rates of 0, which are no problem of their own."""
     root, backbone = world

@@ -1,4 +1,4 @@
-"""Where jobs are done: processes on this machine, or a Ray cluster. Both queue what they are given by themselves."""
+"""Where jobs are done: processes on this machine, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from viapt.bench.jobs import Job, Outcome, work
+from viapt.bench.jobs import Job, Outcome, check_place, work
+from viapt.device import CPU_ONLY, default_device
 from viapt.ray_cluster import connect, import_ray
+
+BEGUN = "begun"  # beside an outcome: False if the job was never started, or refused before it read data
 
 
 @runtime_checkable
@@ -27,8 +31,17 @@ class Engine(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
+    @property
+    def device(self) -> str:
+        """The kind of device that a job finds there."""
+        ...
+
+    def room(self) -> int:
+        """Jobs that are done at a time, 1 at least; it may change. More, if they are given, have to wait."""
+        ...
+
     def submit(self, job: Job) -> Future[dict[str, Any]]:
-        """Have a job done when there is room; in the end an `Outcome` in plain JSON types, or any exception."""
+        """Have a job done; in the end an `Outcome` in plain JSON types, perhaps with `BEGUN`, or any exception."""
         ...
 
 
@@ -62,6 +75,13 @@ class LocalEngine:
                 process.kill()
         self.pool.shutdown(cancel_futures=True)
 
+    @property
+    def device(self) -> str:
+        return default_device().type
+
+    def room(self) -> int:
+        return self.workers
+
     def submit(self, job: Job) -> Future[dict[str, Any]]:
         return self.pool.submit(self.supervised, job)
 
@@ -72,7 +92,7 @@ class LocalEngine:
         process = self.context.Process(target=child, args=arguments, daemon=True)
         with self.lock:
             if self.stopped:
-                return vars(Outcome(cause="not started"))
+                return vars(Outcome(cause="not started")) | {BEGUN: False}
             process.start()
             self.processes.add(process)
         sender.close()
@@ -99,8 +119,23 @@ def child(job: dict[str, Any], threads: int, environment: dict[str, str], sender
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=die_with_parent, daemon=True).start()
-    sender.send_bytes(json.dumps(work(job, threads)).encode())
+    sender.send_bytes(json.dumps(attempt(job, threads)).encode())
     sender.close()
+
+
+def attempt(job: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """`work`, which refuses before all else what this process does not fit; and whether it did not."""
+    begun = fits(job)
+    return work(job, threads) | {BEGUN: begun}
+
+
+def fits(job: Mapping[str, Any]) -> bool:
+    """Whether this process is what a job was planned for."""
+    try:
+        check_place(Job(**job))
+    except Exception:
+        return False
+    return True
 
 
 def die_with_parent() -> None:
@@ -142,7 +177,7 @@ class RayEngine:
     def __enter__(self) -> RayEngine:
         self.ray = connect(self.address, self.workers * self.threads)
         options = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": RETRIES, "max_calls": 1}
-        self.task = self.ray.remote(**options)(work)
+        self.task = self.ray.remote(**options)(attempt if self.gpus else attempt_on_cpu)
         return self
 
     def __exit__(
@@ -150,8 +185,31 @@ class RayEngine:
     ) -> None:
         self.ray.shutdown()
 
+    @property
+    def device(self) -> str:
+        """Without GPUs "cpu"; with them that of this machine for a cluster here, and for others most likely "cuda"."""
+        if not self.gpus:
+            return "cpu"
+        own = default_device().type
+        return own if self.address is None or own == "xpu" else "cuda"
+
+    def room(self) -> int:
+        each = {"CPU": float(self.threads), "GPU": float(self.gpus)}
+        return max(1, sum(places(node["Resources"], each) for node in self.ray.nodes() if node["Alive"]))
+
     def submit(self, job: Job) -> Future[dict[str, Any]]:
         return self.task.remote(job.to_dict(), self.threads).future()
+
+
+def places(resources: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """How many times a node has what each job takes."""
+    return min(int(resources.get(name, 0.0) / wanted + 1e-6) for name, wanted in each.items() if wanted)
+
+
+def attempt_on_cpu(job: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """`attempt` in a process of its own, in which Ray may leave GPUs visible that nobody asked for."""
+    os.environ[CPU_ONLY] = "true"
+    return attempt(job, threads)
 
 
 RETRIES = 3  # after the death of a node or process; a job that fails by itself is not repeated

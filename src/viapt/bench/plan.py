@@ -30,10 +30,11 @@ from viapt.recipe import Recipe
 
 
 class Problems:
-    """Everything that is wrong, collected to be said at once."""
+    """Everything that is wrong, collected to be said at once; and tasks that nobody looked at because of it."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
+        self.unseen: list[str] = []
 
     @contextmanager
     def collected(self, where: str = "") -> Iterator[None]:
@@ -51,11 +52,12 @@ class Problems:
         Raises:
             ConfigError: there are some.
         """
+        unseen = f" Not in the cache, and not looked at: {', '.join(self.unseen)}." if self.unseen else ""
         if len(self.found) == 1:
-            raise ConfigError(self.found[0])
+            raise ConfigError(self.found[0] + unseen)
         if self.found:
             listed = " ".join(f"({number}) {text}" for number, text in enumerate(self.found, start=1))
-            raise ConfigError(f"{len(self.found)} problems, and nothing was started: {listed}")
+            raise ConfigError(f"{len(self.found)} problems, and nothing was started: {listed}{unseen}")
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def make_plan(
     seeds: Sequence[int],
     problems: Problems | None = None,
     console: Console | None = None,
+    device: str | None = None,
 ) -> Plan:
     """Check everything, and load what has to be known: the backbone and the tasks.
 
@@ -147,7 +150,9 @@ def make_plan(
         tasks: of the packaged suite, or SUITE/NAME.
         problems: found before, to be said together with what is found here.
         console: where to show how packaged tasks are prepared that the cache lacks, which takes a process for each
-            core; None prepares them in this process, silently.
+            core; None prepares them in this process, silently. Where there are problems, they are not prepared.
+        device: the kind that jobs will find, see `Engine.device`; None: that of this process. What "auto" means for
+            one that is not here is float32.
 
     Raises:
         ConfigError: with all problems.
@@ -173,8 +178,9 @@ def make_plan(
     assert backbone is not None
     if not facts:
         raise DataError(f"None of the tasks can be had here: {'; '.join(unavailable.values())}")
-    decided = replace(protocol, precision=choose_precision(protocol.precision).name)
-    return Plan(decided, list(entrants), facts, list(seeds), unavailable, backbone, default_device().type)
+    device = device or default_device().type
+    decided = replace(protocol, precision=choose_precision(protocol.precision, device).name)
+    return Plan(decided, list(entrants), facts, list(seeds), unavailable, backbone, device)
 
 
 def check_list(what: str, names: list[str], problems: Problems) -> None:
@@ -229,13 +235,24 @@ def check_entrants(
 def look_at(
     tasks: Sequence[str], protocol: Protocol, problems: Problems, console: Console | None
 ) -> tuple[list[TaskFacts], dict[str, str]]:
-    """The tasks that are there; those that are not, and why. What is wrong with one is noted."""
-    facts, unavailable = [], prepared(tasks, console) if console else {}
+    """The tasks that are there; those that are not, and why. What is wrong with one is noted.
+
+    What the cache lacks is fetched or drawn, which may take minutes, only where nothing was wrong before.
+    """
+    known, facts, unavailable = list[str](), [], {}
     for name in tasks:
-        if name in unavailable:
-            continue
         with problems.collected():
             check_task(name)
+            known.append(name)
+    missing = [name for name in list_tasks() if name in known and state(name) != "ready"]
+    if problems.found:
+        problems.unseen = missing
+    elif console and missing:
+        unavailable = prepared(missing, console)
+    for name in known:
+        if name in unavailable or name in problems.unseen:
+            continue
+        with problems.collected():
             try:
                 found = benchmark_facts(name) if is_benchmark(name) else load_task(name)
             except (FetchError, DataError, OSError) as error:
@@ -245,11 +262,8 @@ def look_at(
     return facts, unavailable
 
 
-def prepared(tasks: Sequence[str], console: Console) -> dict[str, str]:
+def prepared(missing: list[str], console: Console) -> dict[str, str]:
     """Fetch or draw packaged tasks that the cache lacks, and show it; those that cannot be had, and why."""
-    missing = [name for name in list_tasks() if name in tasks and state(name) != "ready"]
-    if not missing:
-        return {}
     console.print(f"Not in the cache, and prepared first: {', '.join(missing)}", soft_wrap=True)
     statuses = fetch_all(missing, console)
     return {name: f"{name}: {status.message}" for name, status in statuses.items() if not status.ready}

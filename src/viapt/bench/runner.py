@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from viapt.bench.engines import Engine
+from viapt.bench.engines import BEGUN, Engine
 from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job, Outcome
 from viapt.bench.plan import Plan, TaskFacts
@@ -22,6 +22,7 @@ from viapt.bench.store import FILE, Cell, Store
 from viapt.errors import ConfigError, DataError
 
 LOCK = ".lock"
+LOOK_AGAIN = 10.0  # seconds after which an engine is asked for room again
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,12 @@ def run(plan: Plan, folder: Path, engine: Engine, observe: Observer = lambda *_:
     try:
         with FileLock(folder / LOCK, timeout=0), Store(folder, create=True) as store:
             store.adopt(plan.protocol, sampler(plan.protocol))
-            with engine:
-                return Run(plan, store, engine, observe).finish()
+            mine = Run(plan, store, engine, observe)
+            try:
+                with engine:
+                    return mine.finish()
+            finally:
+                mine.withdraw()
     except Timeout:
         raise ConfigError(
             f"Another process runs jobs in {folder}", remedy="wait for it, or choose another folder"
@@ -120,19 +125,24 @@ class Run:
         self.plan, self.store, self.engine, self.observe = plan, store, engine, observe
         pairs = [(entrant, task) for task in plan.tasks for entrant in plan.entrants]
         self.lanes = [Lane(steps(plan, entrant, task)) for entrant, task in pairs]
-        self.store.expect({cell: None for entrant, task in pairs for cell in cells(plan, entrant, task)})
+        self.cells = [cell for entrant, task in pairs for cell in cells(plan, entrant, task)]
         self.progress = Progress(wanted=len(pairs) * (plan.protocol.trials + len(plan.seeds)))
+        self.queue: dict[str, list[tuple[Lane, Step]]] = {}
         self.waiting: dict[Future[dict[str, Any]], list[tuple[Lane, Step]]] = {}
         self.asked: dict[str, Future[dict[str, Any]]] = {}
+        self.opened: set[Cell] = set()
 
     def finish(self) -> Progress:
         """Go on until nothing is left."""
+        self.store.expect(dict.fromkeys(self.cells))
         self.observe(self.progress, None, None)
         for lane in self.lanes:
             self.go_on(lane)
+        self.submit()
         while self.waiting:
-            for future in wait(self.waiting, return_when=FIRST_COMPLETED).done:
+            for future in wait(self.waiting, LOOK_AGAIN, FIRST_COMPLETED).done:
                 self.take(future)
+            self.submit()
         return self.progress
 
     def go_on(self, lane: Lane) -> None:
@@ -144,7 +154,7 @@ class Run:
                 return
 
     def begin(self, lane: Lane, step: Step) -> None:
-        """Answer a step from the store, or give its job to the engine."""
+        """Answer a step from the store, or have it wait for its job."""
         job, progress = step.job, self.progress
         if job is None:
             self.store.refuse(step.cell, step.cause)
@@ -152,28 +162,60 @@ class Run:
             return
         if job.read_test:
             try:
-                self.store.open_exam(step.cell, job)
+                self.store.check_exam(step.cell, job)
             except DataError as error:
                 self.note(lane, step, Outcome(cause=str(error)))
                 return
         self.store.expect({step.cell: job.key})
-        record = self.store.result(job.key)
-        if record is not None:
-            progress.skipped += 1
-            lane.answer(step, Outcome(record=record))
-            self.observe(progress, None, None)
+        record, asked = self.store.result(job.key), self.asked.get(job.key)
+        if record is None and asked is None:
+            self.queue.setdefault(job.key, []).append((lane, step))
             return
-        if job.key not in self.asked:
-            self.asked[job.key] = self.engine.submit(job)
-        self.waiting.setdefault(self.asked[job.key], []).append((lane, step))
+        self.open_exam(step.cell, job)
+        if asked is not None:
+            self.waiting[asked].append((lane, step))
+            return
+        progress.skipped += 1
+        lane.answer(step, Outcome(record=record))
+        self.observe(progress, None, None)
+
+    def submit(self) -> None:
+        """Give the engine as many jobs as it has room for: what is only queued here has read nothing yet."""
+        room = self.engine.room() if self.queue else 0
+        while self.queue and len(self.waiting) < room:
+            key = next(iter(self.queue))
+            waiting = self.queue.pop(key)
+            job = waiting[0][1].job
+            assert job is not None
+            for _, step in waiting:
+                self.open_exam(step.cell, job)
+            self.asked[key] = self.engine.submit(job)
+            self.waiting[self.asked[key]] = waiting
+
+    def open_exam(self, cell: Cell, job: Job) -> None:
+        """Note that a job reads the test split, before it does."""
+        if job.read_test and self.store.open_exam(cell, job):
+            self.opened.add(cell)
+
+    def close_exams(self, waiting: list[tuple[Lane, Step]]) -> None:
+        """Forget what was noted for a job that never began; what an earlier run noted stays."""
+        for _, step in waiting:
+            if step.cell in self.opened:
+                self.store.withdraw_exam(step.cell)
+                self.opened.discard(step.cell)
+
+    def withdraw(self) -> None:
+        """After the engine's end: forget what was noted for jobs that it had not begun."""
+        for future, waiting in self.waiting.items():
+            if future.done() and not outcome_of(future)[1]:
+                self.close_exams(waiting)
 
     def take(self, future: Future[dict[str, Any]]) -> None:
         """Store what became of a job, and go on with those who waited for it."""
-        try:
-            outcome = Outcome(**future.result())
-        except Exception as error:  # whatever an engine makes of a lost process
-            outcome = Outcome(cause=f"{type(error).__name__}: {error}")
+        outcome, begun = outcome_of(future)
         waiting = self.waiting.pop(future)
+        if not begun:
+            self.close_exams(waiting)
         job = waiting[0][1].job
         assert job is not None
         del self.asked[job.key]
@@ -193,6 +235,18 @@ class Run:
             self.progress.causes[step.cell] = outcome.cause
         lane.answer(step, outcome)
         self.observe(self.progress, step.cell, outcome)
+
+
+def outcome_of(future: Future[dict[str, Any]]) -> tuple[Outcome, bool]:
+    """What became of a job, and whether it may have read its data."""
+    try:
+        found = dict(future.result())
+    except CancelledError:
+        return Outcome(cause="not started"), False
+    except Exception as error:  # whatever an engine makes of a lost process
+        return Outcome(cause=f"{type(error).__name__}: {error}"), True
+    begun = found.pop(BEGUN, True)
+    return Outcome(**found), begun
 
 
 class Lane:

@@ -52,7 +52,12 @@ class Cell:
     @property
     def where(self) -> tuple[str, str, int, int]:
         """The primary key."""
-        return self.method, self.task, self.seed, self.trial
+        return *self.who, self.trial
+
+    @property
+    def who(self) -> tuple[str, str, int]:
+        """For whom the test split is read once."""
+        return self.method, self.task, self.seed
 
     def __str__(self) -> str:
         trial = "" if self.trial == FINAL else f", trial {self.trial + 1}"
@@ -206,30 +211,45 @@ class Store:
             for cell, key in cells.items():
                 tell(statement, (*cell.where, key))
 
-    def open_exam(self, cell: Cell, job: Job) -> None:
-        """Note that this job, and no other, reads the test split for its method, task and seed.
+    def check_exam(self, cell: Cell, job: Job) -> bool:
+        """Whether it is noted that this job reads the test split for its method, task and seed.
+
+        Raises:
+            DataError: another job did.
+        """
+        question = "SELECT job, opened FROM exams WHERE method = ? AND task = ? AND seed = ?"
+        found = self.rows(question, *cell.who)
+        if not found:
+            return False
+        ((text, opened),) = found
+        noted, mine = json.loads(text), job.to_dict()
+        if noted != mine:
+            raise DataError(
+                f"The test split was read on {opened} by another job ({'; '.join(differences(noted, mine))})",
+                expected="one reading for each method, task and seed",
+                remedy="a new folder, if what was read changed no decision",
+            )
+        return True
+
+    def open_exam(self, cell: Cell, job: Job) -> bool:
+        """Note that this job, and no other, reads the test split for its method, task and seed; whether that is new.
 
         The same job may do it again: it finds the same numbers.
 
         Raises:
             DataError: another job did.
         """
-        mine = job.to_dict()
         with self.transaction() as tell:
-            who = (cell.method, cell.task, cell.seed)
-            question = "SELECT job, opened FROM exams WHERE method = ? AND task = ? AND seed = ?"
-            found = tell(question, who).fetchone()
-            if found is None:
-                opened = datetime.now(UTC).isoformat(timespec="seconds")
-                tell("INSERT INTO exams VALUES (?, ?, ?, ?, ?)", (*who, json.dumps(mine), opened))
-                return
-        if json.loads(found[0]) != mine:
-            changed = "; ".join(differences(json.loads(found[0]), mine))
-            raise DataError(
-                f"The test split was read on {found[1]} by another job ({changed})",
-                expected="one reading for each method, task and seed",
-                remedy="a new folder, if what was read changed no decision",
-            )
+            if self.check_exam(cell, job):
+                return False
+            opened = datetime.now(UTC).isoformat(timespec="seconds")
+            tell("INSERT INTO exams VALUES (?, ?, ?, ?, ?)", (*cell.who, json.dumps(job.to_dict()), opened))
+        return True
+
+    def withdraw_exam(self, cell: Cell) -> None:
+        """Forget a note: its job never began."""
+        with self.transaction() as tell:
+            tell("DELETE FROM exams WHERE method = ? AND task = ? AND seed = ?", cell.who)
 
     def result(self, key: str) -> dict[str, Any] | None:
         """The record of a job that is done."""

@@ -57,7 +57,8 @@ def run(
     protocol, place = asked.protocol(problems), asked.place(problems)
     entrants = parse_all(methods or ["linear", "vpt-deep", "viapt"], parse_entrant, problems)
     names, seeds = asked.tasks or list_tasks(), asked.seeds or [0, 1, 2]
-    plan = make_plan(continued(protocol, out), entrants, names, seeds, problems, Console(stderr=True, highlight=False))
+    console, device = Console(stderr=True, highlight=False), place.device if place else None
+    plan = make_plan(continued(protocol, out), entrants, names, seeds, problems, console, device)
     assert place is not None
     if carry_out(plan, out, place):
         raise typer.Exit(FAILED)

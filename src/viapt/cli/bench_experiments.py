@@ -97,7 +97,8 @@ def run_jobs(chosen: Experiment, out: Path, asked: Asked) -> int:
         check_results()
     tasks, seeds = asked.tasks or list(chosen.tasks), asked.seeds or list(chosen.seeds)
     entrants = chosen.design(width_of(protocol, tasks[0], problems)).entrants
-    plan = make_plan(continued(protocol, out), entrants, tasks, seeds, problems, Console(stderr=True, highlight=False))
+    console, device = Console(stderr=True, highlight=False), place.device if place else None
+    plan = make_plan(continued(protocol, out), entrants, tasks, seeds, problems, console, device)
     assert place is not None
     return carry_out(plan, out, place)
 

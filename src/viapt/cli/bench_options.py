@@ -24,6 +24,15 @@ protocol_option = partial(typer.Option, rich_help_panel="Protocol: one for each 
 search_option = partial(typer.Option, rich_help_panel="Search")
 engine_option = partial(typer.Option, rich_help_panel="Where")
 
+Workers = Annotated[int | None, engine_option(help="Jobs at a time on this machine, each a process (default: 1).")]
+Threads = Annotated[
+    int | None,
+    engine_option(help="Of each (default: all cores, shared by the workers; with --address 1)."),
+]
+EngineName = Annotated[Literal["local", "ray"], engine_option(help="This machine, or a Ray cluster.")]
+Address = Annotated[str | None, engine_option(help="Of a Ray cluster (default: one on this machine).")]
+Gpus = Annotated[float | None, engine_option(help="GPUs of a job on Ray (default: none).")]
+
 
 class ManyValues(TyperCommand):
     """Options that may be given several times also take several values: `--tasks elpv fashion`."""
@@ -83,11 +92,11 @@ class Asked:
         ),
     ] = None
     search_seed: Annotated[int, search_option(help="Of the search and its trainings.")] = 0
-    workers: Annotated[int, engine_option(help="Jobs at a time, each a process.")] = 1
-    threads: Annotated[int | None, engine_option(help="Of each (default: all cores, shared by the workers).")] = None
-    engine: Annotated[Literal["local", "ray"], engine_option(help="This machine, or a Ray cluster.")] = "local"
-    address: Annotated[str | None, engine_option(help="Of a Ray cluster (default: one on this machine).")] = None
-    gpus: Annotated[float | None, engine_option(help="GPUs of a job on Ray (default: none).")] = None
+    workers: Workers = None
+    threads: Threads = None
+    engine: EngineName = "local"
+    address: Address = None
+    gpus: Gpus = None
 
     named: frozenset[str] = frozenset()
     """The options that the user gave, be it with their defaults; no option itself."""
@@ -222,7 +231,7 @@ def value_of(text: str) -> Any:
     return text
 
 
-def make_engine(name: str, workers: int, threads: int | None, address: str | None, gpus: float | None) -> Engine:
+def make_engine(name: str, workers: int | None, threads: int | None, address: str | None, gpus: float | None) -> Engine:
     """The engine that was asked for.
 
     Raises:
@@ -232,12 +241,32 @@ def make_engine(name: str, workers: int, threads: int | None, address: str | Non
 
     from viapt.bench.engines import LocalEngine, RayEngine
 
-    if workers < 1 or (threads is not None and threads < 1):
-        raise ConfigError(f"--workers {workers} --threads {threads}", expected="1 or more")
-    each = threads or max(1, (os.cpu_count() or 1) // workers)
+    for option, count in (("--workers", workers), ("--threads", threads)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{option} {count}", expected="1 or more")
+    check_place_options(name, workers, address, gpus)
+    alone = 1 if address is not None else max(1, (os.cpu_count() or 1) // (workers or 1))
     if name == "ray":
-        return RayEngine(address, workers, each, gpus or 0.0)
+        return RayEngine(address, workers or 1, threads or alone, gpus or 0.0)
+    return LocalEngine(workers or 1, threads or alone)
+
+
+def check_place_options(name: str, workers: int | None, address: str | None, gpus: float | None) -> None:
+    """Refuse options without effect, and shares of GPUs that Ray does not have.
+
+    Raises:
+        ConfigError: naming one.
+    """
     for option, value in (("--address", address), ("--gpus", gpus)):
-        if value is not None:
+        if value is not None and name != "ray":
             raise ConfigError(f"{option} has no effect with --engine local", remedy="--engine ray")
-    return LocalEngine(workers, each)
+    if None not in (workers, address):
+        raise ConfigError(
+            "--workers has no effect with --address",
+            expected="as many jobs at a time as the cluster has room for, by their --threads and --gpus",
+            remedy="leave it out",
+        )
+    if gpus is not None and (gpus != round(gpus, 4) or gpus < 0 or (gpus > 1 and not gpus.is_integer())):
+        raise ConfigError(
+            f"--gpus {gpus:g}", expected="0, a share below 1 with at most four decimals, or a whole number"
+        )

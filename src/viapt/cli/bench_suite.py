@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from viapt.cli.bench_options import Address, EngineName, Gpus, Threads, Workers
 from viapt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 Suite = Literal["vtab-1k", "fgvc", "hta"]
 
 protocol_option = partial(typer.Option, rich_help_panel="Changes to the protocol, which the results then name")
-engine_option = partial(typer.Option, rich_help_panel="Where")
 
 
 class SuiteOption(TyperGroup):
@@ -64,11 +64,11 @@ def suite(
     trials: Annotated[
         int | None, protocol_option(help="Points tried instead of the whole grid; 0 searches nothing.")
     ] = None,
-    workers: Annotated[int, engine_option(help="Jobs at a time, each a process.")] = 1,
-    threads: Annotated[int | None, engine_option(help="Of each (default: all cores, shared by the workers).")] = None,
-    engine: Annotated[Literal["local", "ray"], engine_option(help="This machine, or a Ray cluster.")] = "local",
-    address: Annotated[str | None, engine_option(help="Of a Ray cluster (default: one on this machine).")] = None,
-    gpus: Annotated[float | None, engine_option(help="GPUs of a job on Ray (default: none).")] = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    gpus: Gpus = None,
 ) -> None:
     """Search on validation images, train again with every seed, read the test images once: as a suite's protocol says.
 
@@ -98,7 +98,7 @@ def suite(
     with problems.collected():
         place = make_engine(engine, workers, threads, address, gpus)
     chosen = protocol_of(name, protocol or name, changes, settings, problems)
-    plan = plan_of(name, root, out, methods, tasks, chosen, problems)
+    plan = plan_of(name, root, out, methods, tasks, chosen, problems, place.device if place else None)
     assert place is not None
     if carry_out(plan, out, place):
         raise typer.Exit(FAILED)
@@ -126,6 +126,7 @@ def plan_of(
     tasks: list[str] | None,
     protocol: Protocol,
     problems: Problems,
+    device: str | None,
 ) -> Plan:
     """What will be done, checked.
 
@@ -148,7 +149,8 @@ def plan_of(
     names = parse_all(tasks or list(SUITES[name]), partial(within, suite=name), problems)
     entrants = parse_all(methods or ["linear", "vpt-deep", "viapt"], parse_entrant, problems)
     assert protocol.suite is not None
-    return make_plan(continued(protocol, out), entrants, names, protocol.suite["seeds"], problems)
+    seeds = protocol.suite["seeds"]
+    return make_plan(continued(protocol, out), entrants, names, seeds, problems, device=device)
 
 
 def within(task: str, suite: str) -> str:
