@@ -35,8 +35,8 @@ def run(
     methods: Annotated[
         list[str] | None,
         what_option(
-            help="NAME or 'NAME:key=value;...': arguments of the method; lr, weight_decay, warmup_epochs, clip; of e2vpt "
-            "prune_tokens and prune_segments, too."
+            help="NAME or 'NAME:key=value;...': arguments of the method; lr, weight_decay, warmup_epochs, clip; and of "
+            "e2vpt prune_tokens, prune_segments."
         ),
     ] = None,
     *,
