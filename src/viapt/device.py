@@ -49,6 +49,12 @@ def default_device() -> torch.device:
     return torch.device("xpu" if torch.xpu.is_available() else "cpu")
 
 
+def accelerator_elsewhere() -> str:
+    """The kind of GPU that other machines of the same cluster most likely have: XPU where this one has it, else CUDA."""
+    own = default_device().type
+    return own if own == "xpu" else "cuda"
+
+
 def prepare_process(device: torch.device) -> None:
     """Set what the whole process needs to compute well on a device; again and again does no harm.
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from viapt.bench.jobs import Job, Outcome, check_place, work
-from viapt.device import CPU_ONLY, default_device
+from viapt.device import CPU_ONLY, accelerator_elsewhere, default_device
 from viapt.ray_cluster import connect, import_ray
 
 BEGUN = "begun"  # beside an outcome: False if the job was never started, or refused before it read data
@@ -187,11 +187,10 @@ class RayEngine:
 
     @property
     def device(self) -> str:
-        """Without GPUs "cpu"; with them that of this machine for a cluster here, and for others most likely "cuda"."""
+        """Without GPUs the CPU; with them the kind of this machine for a cluster here, else the most likely one."""
         if not self.gpus:
             return "cpu"
-        own = default_device().type
-        return own if self.address is None or own == "xpu" else "cuda"
+        return default_device().type if self.address is None else accelerator_elsewhere()
 
     def room(self) -> int:
         each = {"CPU": float(self.threads), "GPU": float(self.gpus)}
