@@ -50,7 +50,7 @@ def default_device() -> torch.device:
 
 
 def accelerator_elsewhere() -> str:
-    """The kind of GPU that other machines of the same cluster most likely have: XPU where this one has it, else CUDA."""
+    """The kind of GPU that other machines of a cluster most likely have: XPU where this one has it, else CUDA."""
     own = default_device().type
     return own if own == "xpu" else "cuda"
 
