@@ -24,7 +24,7 @@ from PIL import Image
 
 import viapt
 from bench_cases import METHODS, VIAPT, small_plan, small_run, small_world
-from viapt.bench.engines import LocalEngine, RayEngine, attempt_on_cpu, fits
+from viapt.bench.engines import LocalEngine, RayEngine, work_on_cpu
 from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job, Outcome, measured, work
 from viapt.bench.provenance import CODE
@@ -33,6 +33,7 @@ from viapt.bench.runner import Cell, Progress, continued, run
 from viapt.bench.store import Store
 from viapt.data.packaged import load_task, split
 from viapt.data.transforms import eval_transform
+from viapt.device import default_device
 from viapt.errors import ArtifactError, ConfigError, DataError
 from viapt.pruning import prune
 
@@ -581,6 +582,7 @@ def test_jobs_without_gpus_see_none(backbone, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     plan = small_plan(backbone, device="cpu")
     job = plan.job(METHODS[0], plan.tasks[0], 0, read_test=False).to_dict()
-    assert not fits(job)
-    monkeypatch.setattr("viapt.bench.engines.work", lambda job, threads: {"cause": ""})
-    assert attempt_on_cpu(job, 1) == {"cause": "", "begun": True}
+    refused = work(job, 1)
+    assert not refused["begun"] and "planned with cpu" in refused["cause"]
+    monkeypatch.setattr("viapt.bench.jobs.measured", lambda job: {"device": default_device().type})
+    assert Outcome(**work_on_cpu(job, 1)) == Outcome({"device": "cpu"})

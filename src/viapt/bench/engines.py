@@ -14,11 +14,9 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from viapt.bench.jobs import Job, Outcome, check_place, work
+from viapt.bench.jobs import Job, Outcome, work
 from viapt.device import CPU_ONLY, accelerator_elsewhere, default_device
 from viapt.ray_cluster import connect, import_ray
-
-BEGUN = "begun"  # beside an outcome: False if the job was never started, or refused before it read data
 
 
 @runtime_checkable
@@ -41,7 +39,7 @@ class Engine(Protocol):
         ...
 
     def submit(self, job: Job) -> Future[dict[str, Any]]:
-        """Have a job done; in the end an `Outcome` in plain JSON types, perhaps with `BEGUN`, or any exception."""
+        """Have a job done; in the end an `Outcome` in plain JSON types, or any exception."""
         ...
 
 
@@ -92,7 +90,7 @@ class LocalEngine:
         process = self.context.Process(target=child, args=arguments, daemon=True)
         with self.lock:
             if self.stopped:
-                return vars(Outcome(cause="not started")) | {BEGUN: False}
+                return vars(Outcome(cause="not started", begun=False))
             process.start()
             self.processes.add(process)
         sender.close()
@@ -119,23 +117,8 @@ def child(job: dict[str, Any], threads: int, environment: dict[str, str], sender
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=die_with_parent, daemon=True).start()
-    sender.send_bytes(json.dumps(attempt(job, threads)).encode())
+    sender.send_bytes(json.dumps(work(job, threads)).encode())
     sender.close()
-
-
-def attempt(job: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """`work`, which refuses before all else what this process does not fit; and whether it did not."""
-    begun = fits(job)
-    return work(job, threads) | {BEGUN: begun}
-
-
-def fits(job: Mapping[str, Any]) -> bool:
-    """Whether this process is what a job was planned for."""
-    try:
-        check_place(Job(**job))
-    except Exception:
-        return False
-    return True
 
 
 def die_with_parent() -> None:
@@ -177,7 +160,7 @@ class RayEngine:
     def __enter__(self) -> RayEngine:
         self.ray = connect(self.address, self.workers * self.threads)
         options = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": RETRIES, "max_calls": 1}
-        self.task = self.ray.remote(**options)(attempt if self.gpus else attempt_on_cpu)
+        self.task = self.ray.remote(**options)(work if self.gpus else work_on_cpu)
         return self
 
     def __exit__(
@@ -205,10 +188,10 @@ def places(resources: Mapping[str, float], each: Mapping[str, float]) -> int:
     return min(int(resources.get(name, 0.0) / wanted + 1e-6) for name, wanted in each.items() if wanted)
 
 
-def attempt_on_cpu(job: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """`attempt` in a process of its own, in which Ray may leave GPUs visible that nobody asked for."""
+def work_on_cpu(job: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """`work` in a process of its own, in which Ray may leave GPUs visible that nobody asked for."""
     os.environ[CPU_ONLY] = "true"
-    return attempt(job, threads)
+    return work(job, threads)
 
 
 RETRIES = 3  # after the death of a node or process; a job that fails by itself is not repeated

@@ -89,21 +89,29 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: its record, or the cause of its failure (and a traceback where Python had one)."""
+    """What became of a job: its record, or the cause of its failure (and a traceback where Python had one).
+
+    Not `begun` was one that cannot have read any data: it was never started, or refused where it came to.
+    """
 
     record: dict[str, Any] | None = None
     cause: str = ""
     trace: str = ""
+    begun: bool = True
 
 
 def work(job: Mapping[str, Any], threads: int) -> dict[str, Any]:
     """Do a job (`Job.to_dict`) on so many threads; an `Outcome` in plain JSON types, also of a job that fails."""
     torch.set_num_threads(threads)
+    begun = False
     try:
-        return asdict(Outcome(record=measured(Job(**job))))
+        planned = Job(**job)
+        check_place(planned)
+        begun = True
+        return asdict(Outcome(record=measured(planned)))
     except Exception as error:
         kind = "" if isinstance(error, ViaptError) else f"{type(error).__name__}: "
-        return asdict(Outcome(cause=f"{kind}{error}", trace=traceback.format_exc()))
+        return asdict(Outcome(cause=f"{kind}{error}", trace=traceback.format_exc(), begun=begun))
 
 
 def measured(job: Job) -> dict[str, Any]:
@@ -114,7 +122,6 @@ def measured(job: Job) -> dict[str, Any]:
     """
     started = time.perf_counter()
     device = default_device()
-    check_place(job)
     task = task_data(job.task, job.images, job.split_seed)
     check_data(job, task)
     with warnings.catch_warnings(record=True) as remarks:

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from viapt.bench.engines import BEGUN, Engine
+from viapt.bench.engines import Engine
 from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job, Outcome
 from viapt.bench.plan import Plan, TaskFacts
@@ -207,14 +207,14 @@ class Run:
     def withdraw(self) -> None:
         """After the engine's end: forget what was noted for jobs that it had not begun."""
         for future, waiting in self.waiting.items():
-            if future.done() and not outcome_of(future)[1]:
+            if future.done() and not outcome_of(future).begun:
                 self.close_exams(waiting)
 
     def take(self, future: Future[dict[str, Any]]) -> None:
         """Store what became of a job, and go on with those who waited for it."""
-        outcome, begun = outcome_of(future)
+        outcome = outcome_of(future)
         waiting = self.waiting.pop(future)
-        if not begun:
+        if not outcome.begun:
             self.close_exams(waiting)
         job = waiting[0][1].job
         assert job is not None
@@ -237,16 +237,14 @@ class Run:
         self.observe(self.progress, step.cell, outcome)
 
 
-def outcome_of(future: Future[dict[str, Any]]) -> tuple[Outcome, bool]:
-    """What became of a job, and whether it may have read its data."""
+def outcome_of(future: Future[dict[str, Any]]) -> Outcome:
+    """What became of a job."""
     try:
-        found = dict(future.result())
+        return Outcome(**future.result())
     except CancelledError:
-        return Outcome(cause="not started"), False
+        return Outcome(cause="not started", begun=False)
     except Exception as error:  # whatever an engine makes of a lost process
-        return Outcome(cause=f"{type(error).__name__}: {error}"), True
-    begun = found.pop(BEGUN, True)
-    return Outcome(**found), begun
+        return Outcome(cause=f"{type(error).__name__}: {error}")
 
 
 class Lane:
