@@ -213,7 +213,8 @@ def test_one_command_makes_records_page_and_index(bench, backbone, tmp_path):
         assert words in told.replace("\\_", "_"), words
     assert bench("results", results)[0] == 0
     index = (results / "README.md").read_text()
-    assert "[table](table/report.md) | A table of methods. | 16 |" in index
+    said = "A table of methods: training images 40, epochs 1, side 32 px."
+    assert f"[table](table/report.md) | {said} | 16 |" in index
     assert "viapt bench run --out runs/table --tasks" in index
     assert f"{spent:.2f} hours in all" in index  # each run once
 

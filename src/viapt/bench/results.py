@@ -205,13 +205,14 @@ def write_index(results: Path) -> Path:
     stems = [path.stem for path in sorted(results.glob("*.json"))]
     for stem in dict.fromkeys([*stems, *EXPERIMENTS]):
         path, experiment = results / f"{stem}.json", EXPERIMENTS.get(stem)
-        question = experiment.question if experiment else "A table of methods."
         if stem not in stems:
-            rows.append(f"| {stem} | {question} | 0 | 0 | not run yet |")
+            rows.append(f"| {stem} | {EXPERIMENTS[stem].question} | 0 | 0 | not run yet |")
             commands.append(f"viapt bench {stem} --out runs/{stem}")
             continue
         protocol, records = load_records(path)
         runs |= {record["key"]: record for record in records}
+        size = f"training images {protocol.train}, epochs {protocol.epochs}, side {protocol.image_size} px"
+        question = experiment.question if experiment else f"A table of methods: {size}."
         pages = [name for name in (f"{stem}.md", f"{stem}/report.md") if (results / name).exists()]
         page = f"[{stem}]({pages[0]})" if pages else stem
         rows.append(f"| {page} | {question} | {len(records)} | {hours(records):.2f} | [records]({path.name}) |")
