@@ -60,7 +60,9 @@ def test_the_death_of_a_node_loses_nothing_and_repeats_nothing(backbone, tmp_pat
     assert (progress.done, progress.failed, progress.skipped) == (8, 0, 0), progress.causes
     with Store(out) as store:
         records = store.records()
-        assert len({record["key"] for record in records}) == 8 and not store.open_cells()
+        assert len(records) == len({record["key"] for record in records}) == 8 and not store.open_cells()
+        ((count,),) = store.rows("SELECT count(*) FROM results")
+    assert count == 8
     times = Counter(key for key, _ in begun(log))
     assert set(times) == {record["key"] for record in records}
     assert all(times[key] == 1 for key in times if key not in lost) and times[lost[0]] == 2
