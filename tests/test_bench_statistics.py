@@ -16,7 +16,9 @@ from scipy import stats
 
 import viapt.bench.statistics
 from score_cases import drawn, score, scores_of
-from viapt.bench.grid import arrange, costs
+from viapt.bench.caveats import caveats, on_ranks
+from viapt.bench.findings import CONTRARY, standing, verdict
+from viapt.bench.grid import arrange, costs, means
 from viapt.bench.statistics import (
     Ranking,
     compare,
@@ -118,6 +120,24 @@ def test_signed_rank_of_many_ties_is_approximate_and_close() -> None:
     found = signed_rank(steps)
     assert found.how == "approximate"
     assert found.p == pytest.approx(signed_rank_by_counting(list(steps)), rel=0.15)
+
+
+def test_a_few_lost_runs_may_turn_the_mean_but_not_the_ranks() -> None:
+    """Three runs that one method lost, and 37 in which it was better by a little."""
+    gaps = np.array([0.23, 0.38, 0.235, *-np.linspace(0.001, 0.013, 37)])
+    found = signed_rank(gaps)
+    assert gaps.mean() > 0 and found.p is not None and found.p < 0.001
+    ranks = stats.rankdata(np.abs(gaps))
+    assert ranks[gaps > 0].sum() < ranks[gaps < 0].sum() and found.sign == -1
+    assert signed_rank(-gaps).sign == 1 and signed_rank(np.zeros(3)).sign == 0
+    whole = {"a": {"x": [0.5 + gap for gap in gaps]}, "b": {"x": [0.5] * 40}}
+    (one,) = compare(arrange(scores_of(whole)), "b")
+    assert one.contrary(one.runs) and not one.contrary(one.by_task)
+    assert standing(one) == CONTRARY and standing(replace(one, runs_holm=0.2)) == "not told apart"
+    assert "higher" not in verdict([one], "b").split("): ")[1] and f"{CONTRARY}: a (+1.5" in verdict([one], "b")
+    assert any(
+        "worse in the mean, or the reverse: a (runs)" in note for note in caveats(arrange(scores_of(whole)), [[one]])
+    )
 
 
 def test_differences_equal_but_for_rounding_are_ties() -> None:
@@ -241,6 +261,19 @@ def test_groups_by_hand() -> None:
     assert not_told_apart(ranks, 1.6) == (("a", "b", "c"), ("c", "d"), ("d", "e"))
     assert not_told_apart(ranks, 0.1) == ()
     assert not_told_apart(ranks, 9.0) == (tuple(ranks),)
+
+
+def test_ranks_stand_on_seeds_that_all_have() -> None:
+    """The lost run of seed 2, which `thin` has not, decides no rank."""
+    lost = {"thin": {"x": [0.7, 0.7], "y": [0.7, 0.7]}, "whole": {"x": [0.8, 0.8, 0.1], "y": [0.8, 0.8, 0.1]}}
+    grid = arrange(scores_of(lost))
+    assert means(grid.of("whole")).max() < 0.7  # over all of its seeds it would be the worse
+    found = rank(grid)
+    assert found is not None and found.ranks == {"whole": 1.0, "thin": 2.0}
+    assert np.isnan(grid.common.values[:, :, 2]).all() and not np.isnan(grid.common.values[:, :, :2]).any()
+    assert any("the 4 runs (task and seed) that every method has" in note for note in on_ranks(grid, found))
+    even = arrange(drawn(3, 4))
+    assert not any("that every method has:" in note for note in on_ranks(even, rank(even)))
 
 
 def test_ranks_stand_on_tasks_that_all_have() -> None:

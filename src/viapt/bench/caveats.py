@@ -64,6 +64,17 @@ def on_seeds(grid: Grid) -> Iterator[str]:
 def on_tests(families: Sequence[Sequence[Comparison]]) -> Iterator[str]:
     """What the signed-rank tests cannot do here."""
     tested = [[c for c in family if c.runs.p is not None] for family in families]
+    contrary = [
+        f"{c.method} ({name})"
+        for c in chain.from_iterable(tested)
+        for name, test in (("runs", c.runs), ("tasks", c.by_task))
+        if test.p is not None and test.p < ALPHA and c.contrary(test)
+    ]
+    if contrary:
+        yield (
+            f"Better in ranks and worse in the mean, or the reverse: {listed(contrary)}. Few large differences stand "
+            "against many small ones there, and p, which is of ranks, says nothing for the mean."
+        )
     tested = [family for family in tested if family]
     if not tested:
         yield "No method could be compared with the reference."
@@ -116,15 +127,22 @@ def on_smallest(tested: Sequence[Sequence[Comparison]], name: str) -> Iterator[s
 
 
 def on_ranks(grid: Grid, ranking: Ranking | None) -> Iterator[str]:
-    """What average ranks stand on."""
+    """What average ranks stand on, and the picture of parameters."""
+    common, there = grid.common, ~np.isnan(grid.values[:, grid.shared])
+    if (there.any(0) & ~there.all(0)).any():
+        runs = int(there.all(0).sum())
+        yield (
+            f"Ranks and the picture of parameters stand on the {counted(runs, 'run')} (task and seed) that every "
+            "method has: a mean over other seeds holds other lost runs."
+        )
     if ranking is None:
         yield (
-            "There are no average ranks: they need two methods and two tasks on which every method has a score "
-            f"(here {counted(len(grid.methods), 'method')} and {counted(int(grid.shared.sum()), 'such task')})."
+            "There are no average ranks: they need two methods and two tasks on which every method has a score of one "
+            f"seed (here {counted(len(grid.methods), 'method')} and {counted(int(common.shared.sum()), 'such task')})."
         )
         return
     if ranking.left_out:
-        yield f"Ranks leave out tasks that some method lacks: {', '.join(ranking.left_out)}."
+        yield f"Ranks leave out tasks that some method lacks, or has with other seeds: {', '.join(ranking.left_out)}."
     k, n = len(ranking.ranks), len(ranking.tasks)
     if ranking.p is None:
         yield "Friedman's test needs three methods: with two, the ranks have the critical difference alone."

@@ -23,6 +23,7 @@ from viapt.bench.tables import Cell, Column, Table, accuracy_table, by_mean, com
 from viapt.report.rendering import Plot
 
 RUN = "task", "seed"
+CONTRARY = "told apart by ranks, against the sign of the mean"
 Record = dict[str, Any]
 
 
@@ -143,7 +144,7 @@ def tested(title: str, reference: str, others: Sequence[str], scores: Sequence[S
 
 def verdict(comparisons: Sequence[Comparison], reference: str) -> str:
     """Who is told apart from the reference over runs, and who is not; with the p over tasks, the cautious one."""
-    told: dict[str, list[str]] = {"higher": [], "lower": [], "not told apart": []}
+    told: dict[str, list[str]] = {name: [] for name in ("higher", "lower", CONTRARY, "not told apart")}
     for one in sorted(comparisons, key=lambda c: -(c.difference.value if c.difference else -1)):
         if one.difference is None or one.runs_holm is None:
             continue
@@ -151,13 +152,21 @@ def verdict(comparisons: Sequence[Comparison], reference: str) -> str:
         over_tasks = "" if one.by_task_holm is None else f", {one.by_task_holm:.2g} over tasks"
         p = f"p = {one.runs_holm:.2g} over runs{over_tasks}"
         words = f"{one.method} ({100 * one.difference.value:+.1f}{half}, {p})"
-        significant = one.runs_holm < ALPHA
-        told["not told apart" if not significant else "higher" if one.difference.value > 0 else "lower"].append(words)
+        told[standing(one)].append(words)
     parts = [f"{name}: {', '.join(methods)}" for name, methods in told.items() if methods]
-    if not told["higher"] and not told["lower"]:
+    if not told["higher"] and not told["lower"] and not told[CONTRARY]:
         parts.insert(0, "no difference was shown")
     meaning = "higher and lower are told apart over runs, which speaks of these tasks alone"
     return f"Against {reference}, in points, p after Holm ({meaning}): {'; '.join(parts)}."
+
+
+def standing(one: Comparison) -> str:
+    """What p over runs allows to say: it is of ranks, and the mean may be that of a few runs."""
+    if one.difference is None or one.runs_holm is None or one.runs_holm >= ALPHA:
+        return "not told apart"
+    if one.contrary(one.runs):
+        return CONTRARY
+    return "higher" if one.runs.sign > 0 else "lower"
 
 
 # Along an axis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -45,6 +45,14 @@ class Grid:
     def shared(self) -> Bool[np.ndarray, " tasks"]:
         """The tasks on which every method has at least one score."""
         return np.asarray(measured(self.values).all(0))
+
+    @property
+    def common(self) -> Grid:
+        """The runs, task and seed, that every method has, and gaps elsewhere: what methods may be ordered by.
+
+        A mean over other seeds has other lost runs in it.
+        """
+        return replace(self, values=np.where(np.isnan(self.values).any(0), np.nan, self.values))
 
     def named(self, chosen: Bool[np.ndarray, " tasks"]) -> tuple[str, ...]:
         """Tasks of a mask, by name."""

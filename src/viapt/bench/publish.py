@@ -123,8 +123,8 @@ def summary(grid: Grid, reference: str) -> str:
 def draw(grid: Grid, ranking: Ranking | None, prices: Mapping[str, Cost], order: Sequence[str]) -> list[Plot]:
     """The figures, in the order in which they appear."""
     figures = [draw_ranks(ranking)] if ranking else []
-    if grid.shared.any():
-        figures.append(draw_parameters(grid, prices, order))
+    if grid.common.shared.any():
+        figures.append(draw_parameters(grid.common, prices, order))
     return [*figures, draw_tasks(grid, order)]
 
 
@@ -150,7 +150,7 @@ def draw_ranks(ranking: Ranking) -> Plot:
 
 
 def draw_parameters(grid: Grid, prices: Mapping[str, Cost], order: Sequence[str]) -> Plot:
-    """Accuracy against parameters, over the tasks that all methods have."""
+    """Accuracy against parameters, over the runs that all methods have."""
     points, words = {}, []
     for method in order:
         mean = mean_over_tasks(grid.of(method)[grid.shared])

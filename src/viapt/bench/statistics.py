@@ -74,12 +74,14 @@ class SignedRank:
         p: None without pairs; 1 when all differences are zero.
         pairs: all of them.
         zeros: pairs without a difference: they are ranked, and have no sign (Pratt, 1959).
+        sign: of the sum of signed ranks: 1, 0 or -1. The mean may have the other one, where a few pairs differ much.
         how: "exact", "exact, with ties", "approximate", "no difference" or "no pairs".
     """
 
     p: float | None
     pairs: int
     zeros: int
+    sign: int
     how: str
 
     @property
@@ -97,10 +99,10 @@ def signed_rank(differences: Float[np.ndarray, " pairs"]) -> SignedRank:
     rounded = np.round(differences, DECIMALS)
     n, zeros = len(rounded), int((rounded == 0).sum())
     if zeros == n:
-        return SignedRank(1.0 if n else None, n, zeros, "no difference" if n else "no pairs")
+        return SignedRank(1.0 if n else None, n, zeros, 0, "no difference" if n else "no pairs")
+    signed = np.sign(rounded) * stats.rankdata(np.abs(rounded))
     tied = zeros > 0 or len(np.unique(np.abs(rounded))) < n
     if tied and n <= SIGN_CHANGES:
-        signed = np.sign(rounded) * stats.rankdata(np.abs(rounded))
         options: dict[str, Any] = {"permutation_type": "samples", "vectorized": True, "n_resamples": 2**n}
         found: Any = stats.permutation_test((signed,), np.sum, **options)  # wilcoxon's own takes minutes
         how = "exact, with ties"
@@ -108,7 +110,7 @@ def signed_rank(differences: Float[np.ndarray, " pairs"]) -> SignedRank:
         how = "approximate" if tied or n > EXACT else "exact"
         method = "exact" if how == "exact" else "asymptotic"
         found = stats.wilcoxon(rounded, zero_method="pratt", correction=True, method=method)
-    return SignedRank(min(1.0, float(found.pvalue)), n, zeros, how)
+    return SignedRank(min(1.0, float(found.pvalue)), n, zeros, int(np.sign(signed.sum())), how)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ class Comparison:
     by_task: SignedRank
     runs_holm: float | None
     by_task_holm: float | None
+
+    def contrary(self, test: SignedRank) -> bool:
+        """Whether the ranks of a test point the other way than the mean: then its p says nothing for the mean."""
+        return self.difference is not None and test.sign * self.difference.value < 0
 
 
 def compare(grid: Grid, reference: str) -> list[Comparison]:
@@ -194,7 +200,7 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Average ranks over the tasks on which every method has a score, and what they tell apart.
+    """Average ranks over the tasks on which all methods have a score of one seed, and what they tell apart.
 
     Attributes:
         ranks: method -> average rank, 1 the best, equal means sharing their ranks; best first.
@@ -221,7 +227,12 @@ class Ranking:
 
 
 def rank(grid: Grid) -> Ranking | None:
-    """Ranks of the tasks' means over seeds; None for fewer than two methods, or fewer than two tasks that all have."""
+    """Ranks of the tasks' means over the seeds that every method has there.
+
+    Returns:
+        None for fewer than two methods, or fewer than two tasks with such a seed.
+    """
+    grid = grid.common
     shared = grid.shared
     tasks = grid.named(shared)
     if len(grid.methods) < 2 or len(tasks) < 2:
