@@ -181,7 +181,15 @@ def test_words():
 def test_numbers_that_were_not_made_alike_are_told():
     job: dict[str, Any] = {"code": "a-m", "versions": {"torch": "2"}, "device": "cpu", "split_hash": "s", "method": "m"}
     job["training"] = {"selection": "last"}
-    first = {"task": "elpv", "data_hash": "d", "trial": -1, "test": None, "job": job, "method": "m"}
+    first = {
+        "task": "elpv",
+        "data_hash": "d",
+        "trial": -1,
+        "test": None,
+        "job": job,
+        "method": "m",
+        "device": "a, AVX2",
+    }
     same = [first, first | {"job": job | {"code": "a-n", "method": "n"}}]
     assert remarks(same) == []
     assert remarks([first, first | {"job": job | {"code": "a-n"}}]) == [
@@ -199,17 +207,17 @@ def test_numbers_that_were_not_made_alike_are_told():
     assert remarks([first | {"method": "e(...)", "job": pruned}]) == [
         "Trained twice, with the epochs of the protocol each time, to be pruned: e(...)."
     ]
-    other = first | {"data_hash": "e", "job": job | {"code": "b-m", "device": "cuda"}}
+    other = first | {"data_hash": "e", "job": job | {"code": "b-m"}, "device": "a, AVX512"}
     assert remarks([*same, other]) == [
         "The numbers were made with 2 versions of the code.",
-        "The numbers were made with 2 kinds of device.",
+        "The numbers were made with 2 devices.",
         "The numbers of elpv were made on 2 different data sets or splits.",
     ]
 
 
 def test_numbers_that_decided_on_what_they_measure_are_told():
     job = {"code": "a-m", "versions": {}, "device": "cpu", "split_hash": "s", "method": "m"}
-    record = {"task": "elpv", "data_hash": "d", "trial": -1, "test": None, "method": "m"}
+    record = {"task": "elpv", "data_hash": "d", "trial": -1, "test": None, "method": "m", "device": "cpu"}
     last, best = (record | {"job": job | {"training": {"selection": how}}} for how in ("last", "best-val"))
     assert remarks([last]) == [] and "too high" in remarks([best])[0]
     assert "too high" in remarks([last, last | {"trial": 0}])[0]

@@ -52,9 +52,9 @@ class InProcess:
 
     device = "cpu"
 
-    def __init__(self, limit: int = 1000, fails: str = "") -> None:
+    def __init__(self, limit: int = 1000, fails: str = "", diverges: int = 0) -> None:
         self.jobs: list[Job] = []
-        self.limit, self.fails = limit, fails
+        self.limit, self.fails, self.diverges = limit, fails, diverges
 
     def __enter__(self) -> InProcess:
         return self
@@ -72,6 +72,8 @@ class InProcess:
         future: Future[dict[str, Any]] = Future()
         if job.method == self.fails:
             future.set_exception(ConnectionError("the node is gone"))
+        elif len(self.jobs) <= self.diverges:
+            future.set_result({"cause": "the loss is not finite", "diverged": True})
         else:
             accuracy = 1 / (1 + abs(job.training["lr"] - 0.01)) if not job.read_test else 0.5
             found = {"accuracy": accuracy, "mean_per_class_accuracy": accuracy / 2}
@@ -312,10 +314,44 @@ def test_methods_that_are_the_same_share_their_job(backbone, tmp_path):
 
 
 def test_lost_jobs_are_failures(backbone, tmp_path):
-    progress = run(small_plan(backbone, trials=2), tmp_path, InProcess(fails="viapt"))
-    assert progress.done + progress.skipped == 4 and progress.failed == 4 and progress.open == 0
-    causes = set(progress.causes.values())
-    assert causes == {"ConnectionError: the node is gone", "No trial of the search succeeded"}
+    progress = run(small_plan(backbone), tmp_path, InProcess(fails="viapt"))
+    assert progress.done == 2 and progress.failed == 2 and progress.open == 0
+    assert set(progress.causes.values()) == {"ConnectionError: the node is gone"}
+
+
+def test_a_search_does_not_go_on_without_a_trial_that_was_lost(backbone, tmp_path):
+    """The trial may decide what is trained at last; until it is done no test image is read."""
+    plan = small_plan(backbone, trials=2, read_test=True)
+    progress = run(plan, tmp_path / "lost", InProcess(fails="viapt"))
+    assert progress.done == 4 and progress.failed == 1 + 2 and progress.open == 1
+    lost = [cause for cell, cause in progress.causes.items() if cell.trial < 0]
+    assert len(lost) == 2 and all("Trial 1 of its search was lost" in cause and "gone" in cause for cause in lost)
+    assert {method for method, _ in exams(tmp_path / "lost")} == {"linear"}
+    again = run(plan, tmp_path / "lost", InProcess())
+    assert again.failed == again.open == 0 and again.done == 4
+    run(plan, tmp_path / "whole", InProcess())
+    with Store(tmp_path / "lost") as mended, Store(tmp_path / "whole") as whole:
+        assert [r["key"] for r in mended.records()] == [r["key"] for r in whole.records()]
+        assert not mended.failures()
+
+
+def test_settings_that_diverge_are_a_failed_trial_and_the_search_goes_on(backbone, tmp_path):
+    plan = small_plan(backbone, trials=3, entrants=[METHODS[1]])
+    engine = InProcess(diverges=1)
+    progress = run(plan, tmp_path, engine)
+    assert progress.failed == 1 and progress.done == 2 + 2 and progress.open == 0
+    (cause,) = progress.causes.values()
+    assert "not finite" in cause
+    others = max((job for job in engine.jobs[1:3]), key=lambda job: 1 / (1 + abs(job.training["lr"] - 0.01)))
+    assert {job.training["lr"] for job in engine.jobs[3:]} == {others.training["lr"]}
+
+
+def test_a_job_says_whether_its_settings_diverged(backbone):
+    job = small_plan(backbone, entrants=[METHODS[0]], epochs=2)
+    job = job.job(replace(METHODS[0], training={"lr": 1e38}), job.tasks[0], 0, read_test=False)
+    outcome = Outcome(**work(job.to_dict(), 1))
+    assert outcome.diverged and outcome.begun and "not finite" in outcome.cause
+    assert not Outcome(**work(replace(job, split_hash="other").to_dict(), 1)).diverged
 
 
 def test_an_impossible_point_is_a_failed_trial_and_the_search_goes_on(backbone, tmp_path, monkeypatch):

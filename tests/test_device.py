@@ -72,7 +72,8 @@ def test_devices_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe_device(torch.device("cuda:1")) == "the GPU 1"
     assert describe_device(torch.device("mps")) == "mps"
     monkeypatch.setattr(viapt.device, "processor", lambda: "a CPU")
-    for threads, words in ((1, "a CPU, 1 thread"), (12, "a CPU, 12 threads")):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    for threads, words in ((1, "a CPU, AVX2, 1 thread"), (12, "a CPU, AVX2, 12 threads")):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         assert describe_device(CPU) == words
 

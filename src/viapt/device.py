@@ -107,7 +107,8 @@ def describe_device(device: torch.device) -> str:
     if device.type != "cpu":
         return device.type
     threads = torch.get_num_threads()
-    return f"{processor()}, {threads} thread{'' if threads == 1 else 's'}"
+    instructions = torch.backends.cpu.get_cpu_capability()  # results of others differ in the last bits
+    return f"{processor()}, {instructions}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def processor() -> str:

@@ -43,6 +43,10 @@ class TrainingError(ViaptError):
     """Training cannot start or go on, for instance because the loss is not finite."""
 
 
+class DivergenceError(TrainingError):
+    """Loss, gradients or weights are not finite: with these settings training fails whenever it is tried."""
+
+
 class FetchError(ViaptError):
     """A packaged download failed, or is not what it should be."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from viapt.acceleration import replicated
 from viapt.device import send
 from viapt.distributed import exchange, process_count, shares, sharing, total
-from viapt.errors import TrainingError
+from viapt.errors import DivergenceError
 from viapt.model import PromptedClassifier
 from viapt.recipe import Recipe
 
@@ -49,7 +49,7 @@ class Optimization:
         """Optimizer step `number` (from 0), on a batch of `size` images of which this process has its share.
 
         Raises:
-            TrainingError: loss, gradients or weights are not finite, in all processes alike.
+            DivergenceError: loss, gradients or weights are not finite, in all processes alike.
         """
         lr = self.recipe.lr_at(number, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
@@ -92,7 +92,7 @@ class Optimization:
         loss_sum, correct = total(float(torch.stack(losses).sum()), float(torch.stack(right).sum()))
         return loss_sum / size, round(correct), torch.cat(outcomes)
 
-    def not_finite(self, number: int, lr: float, images: Tensor, logits: Tensor, loss: float) -> TrainingError:
+    def not_finite(self, number: int, lr: float, images: Tensor, logits: Tensor, loss: float) -> DivergenceError:
         """What to say of a loss, gradient or weight that is not finite, in whichever process."""
         tensors = {"the images": images}
         tensors |= self.model.learnable()
@@ -105,7 +105,7 @@ class Optimization:
         self.optimizer.zero_grad()
         remedy = f"a lower learning rate than {self.recipe.lr:g}, a longer warm-up, clip=1.0, or precision float32"
         steps, epoch = self.recipe.epochs * self.steps_per_epoch, number // self.steps_per_epoch + 1
-        return TrainingError(
+        return DivergenceError(
             f"Training stopped at step {number + 1} of {steps} (epoch {epoch}, learning rate {lr:g}): "
             f"not finite are {', '.join(bad[:6]) or 'the norm of all gradients'}; the loss is {loss:g}",
             expected="finite numbers",

@@ -121,7 +121,8 @@ def fit(
         ConfigError: an argument out of range, or without effect; nothing to compile with.
         BackboneError: a backbone that does not compile its blocks.
         DataError: images or labels that do not fit the model.
-        TrainingError: loss, gradients or weights are not finite; `out` holds another training, or is in use.
+        DivergenceError: loss, gradients or weights are not finite.
+        TrainingError: `out` holds another training, or is in use.
         ArtifactError: no checkpoint in `out` can be read.
         KeyboardInterrupt: after Ctrl-C.
     """

@@ -28,7 +28,7 @@ from viapt.data import ImageDataset
 from viapt.data.dataset import CACHE_BYTES
 from viapt.data.transforms import eval_transform, train_transform
 from viapt.device import default_device, describe_device, peak_memory_mib
-from viapt.errors import DataError, TrainingError, ViaptError
+from viapt.errors import DataError, DivergenceError, TrainingError, ViaptError
 from viapt.evaluation import LabelledImages
 from viapt.history import History
 from viapt.model import PromptedClassifier
@@ -91,13 +91,15 @@ class Job:
 class Outcome:
     """What became of a job: its record, or the cause of its failure (and a traceback where Python had one).
 
-    Not `begun` was one that cannot have read any data: it was never started, or refused where it came to.
+    Not `begun` was one that cannot have read any data: it was never started, or refused where it came to. `diverged`
+    was one whose settings do not train, which another attempt would not change.
     """
 
     record: dict[str, Any] | None = None
     cause: str = ""
     trace: str = ""
     begun: bool = True
+    diverged: bool = False
 
 
 def work(job: Mapping[str, Any], threads: int) -> dict[str, Any]:
@@ -111,7 +113,8 @@ def work(job: Mapping[str, Any], threads: int) -> dict[str, Any]:
         return asdict(Outcome(record=measured(planned)))
     except Exception as error:
         kind = "" if isinstance(error, ViaptError) else f"{type(error).__name__}: "
-        return asdict(Outcome(cause=f"{kind}{error}", trace=traceback.format_exc(), begun=begun))
+        diverged = isinstance(error, DivergenceError)
+        return asdict(Outcome(None, f"{kind}{error}", traceback.format_exc(), begun, diverged))
 
 
 def measured(job: Job) -> dict[str, Any]:

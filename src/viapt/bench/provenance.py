@@ -42,7 +42,6 @@ IDLE |= {
     "model_card",
     "tables",
     "progress",
-    "history",
     "errors",
     "interruption",
     "__main__",

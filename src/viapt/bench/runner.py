@@ -288,9 +288,13 @@ def cells(plan: Plan, entrant: Entrant, task: TaskFacts) -> list[Cell]:
 def steps(plan: Plan, entrant: Entrant, task: TaskFacts) -> Steps:
     """Search, if the protocol says so; then the chosen settings with every seed."""
     chosen: Point | None = {}
-    if plan.protocol.trials:
-        chosen = yield from searched(plan, entrant, task)
     final = [Cell(entrant.name, task.name, seed) for seed in plan.seeds]
+    if plan.protocol.trials:
+        try:
+            chosen = yield from searched(plan, entrant, task)
+        except LostTrialError as lost:
+            yield [Step(cell, None, str(lost)) for cell in final]
+            return
     if chosen is None:
         yield [Step(cell, None, "No trial of the search succeeded") for cell in final]
         return
@@ -299,7 +303,13 @@ def steps(plan: Plan, entrant: Entrant, task: TaskFacts) -> Steps:
 
 
 def searched(plan: Plan, entrant: Entrant, task: TaskFacts) -> Generator[list[Step], list[Outcome], Point | None]:
-    """The best point of the search for one method and task; a point that is impossible is a trial that failed."""
+    """The best point of the search for one method and task.
+
+    A point that is impossible, or diverges, is a trial that failed, whenever it is tried.
+
+    Raises:
+        LostTrialError: of another trial, and so of all that would follow, nothing is known yet.
+    """
     protocol, space = plan.protocol, space_of(entrant, plan.protocol)
     if exhaustive(protocol, space):
         points = grid(space)
@@ -312,9 +322,16 @@ def searched(plan: Plan, entrant: Entrant, task: TaskFacts) -> Generator[list[St
         except StopIteration as end:
             return end.value
         cell = Cell(entrant.name, task.name, protocol.search_seed, trial)
-        (outcome,) = yield [trial_step(plan, entrant, task, cell, point)]
+        step = trial_step(plan, entrant, task, cell, point)
+        (outcome,) = yield [step]
+        if outcome.record is None and step.job is not None and not outcome.diverged:
+            raise LostTrialError(f"Trial {trial + 1} of its search was lost, and may decide it: run again ({outcome.cause})")
         value = None if outcome.record is None else outcome.record["val"][protocol.metric]
     raise AssertionError("a search ends after its last trial")
+
+
+class LostTrialError(Exception):
+    """A trial failed for a reason that has nothing to do with its settings."""
 
 
 def trial_step(plan: Plan, entrant: Entrant, task: TaskFacts, cell: Cell, point: Point) -> Step:

@@ -76,7 +76,7 @@ def remarks(records: Iterable[dict[str, Any]]) -> list[str]:
     for what, kinds in (
         ("versions of the code", {record["job"]["code"].partition("-")[0] for record in records}),
         *((f"versions of {library}", versions) for library, versions in by_first(libraries)),
-        ("kinds of device", {str(record["job"]["device"]) for record in records}),
+        ("devices", {str(record["device"]) for record in records}),
         *((f"versions of the code of {name}", codes_of) for name, codes_of in by_first(codes)),
     ):
         if len(kinds) > 1:
