@@ -336,7 +336,7 @@ def test_a_search_does_not_go_on_without_a_trial_that_was_lost(backbone, tmp_pat
 
 
 def test_settings_that_diverge_are_a_failed_trial_and_the_search_goes_on(backbone, tmp_path):
-    plan = small_plan(backbone, trials=3, entrants=[METHODS[1]])
+    plan = small_plan(backbone, trials=3, entrants=[METHODS[1]], seeds=[5, 6])
     engine = InProcess(diverges=1)
     progress = run(plan, tmp_path, engine)
     assert progress.failed == 1 and progress.done == 2 + 2 and progress.open == 0
@@ -348,7 +348,7 @@ def test_settings_that_diverge_are_a_failed_trial_and_the_search_goes_on(backbon
 
 def test_a_job_says_whether_its_settings_diverged(backbone):
     job = small_plan(backbone, entrants=[METHODS[0]], epochs=2)
-    job = job.job(replace(METHODS[0], training={"lr": 1e38}), job.tasks[0], 0, read_test=False)
+    job = job.job(replace(METHODS[0], training={"lr": 1e25}), job.tasks[0], 0, read_test=False)
     outcome = Outcome(**work(job.to_dict(), 1))
     assert outcome.diverged and outcome.begun and "not finite" in outcome.cause
     assert not Outcome(**work(replace(job, split_hash="other").to_dict(), 1)).diverged

@@ -64,17 +64,6 @@ def on_seeds(grid: Grid) -> Iterator[str]:
 def on_tests(families: Sequence[Sequence[Comparison]]) -> Iterator[str]:
     """What the signed-rank tests cannot do here."""
     tested = [[c for c in family if c.runs.p is not None] for family in families]
-    contrary = [
-        f"{c.method} ({name})"
-        for c in chain.from_iterable(tested)
-        for name, test in (("runs", c.runs), ("tasks", c.by_task))
-        if test.p is not None and test.p < ALPHA and c.contrary(test)
-    ]
-    if contrary:
-        yield (
-            f"Better in ranks and worse in the mean, or the reverse: {listed(contrary)}. Few large differences stand "
-            "against many small ones there, and p, which is of ranks, says nothing for the mean."
-        )
     tested = [family for family in tested if family]
     if not tested:
         yield "No method could be compared with the reference."
@@ -91,8 +80,24 @@ def on_tests(families: Sequence[Sequence[Comparison]]) -> Iterator[str]:
             "such pairs rule the usual exact distribution out: up to 13 pairs all changes of signs are counted, beyond "
             "that p is a normal approximation."
         )
+    yield from on_direction(possible)
     for name in ("runs", "tasks"):
         yield from on_smallest(tested, name)
+
+
+def on_direction(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Where a small p does not speak for the difference beside it."""
+    contrary = [
+        f"{c.method} ({name})"
+        for c in comparisons
+        for name, test in (("runs", c.runs), ("tasks", c.by_task))
+        if test.p is not None and test.p < ALPHA and c.contrary(test)
+    ]
+    if contrary:
+        yield (
+            f"Better in ranks and worse in the mean, or the reverse: {', '.join(contrary)}. Few large differences stand "
+            "against many small ones there, and p, which is of ranks, says nothing for the mean."
+        )
 
 
 def on_correction(sizes: Sequence[int]) -> str:

@@ -325,7 +325,9 @@ def searched(plan: Plan, entrant: Entrant, task: TaskFacts) -> Generator[list[St
         step = trial_step(plan, entrant, task, cell, point)
         (outcome,) = yield [step]
         if outcome.record is None and step.job is not None and not outcome.diverged:
-            raise LostTrialError(f"Trial {trial + 1} of its search was lost, and may decide it: run again ({outcome.cause})")
+            raise LostTrialError(
+                f"Trial {trial + 1} of its search was lost, and may decide it: run again ({outcome.cause})"
+            )
         value = None if outcome.record is None else outcome.record["val"][protocol.metric]
     raise AssertionError("a search ends after its last trial")
 
