@@ -95,8 +95,8 @@ def on_direction(comparisons: Sequence[Comparison]) -> Iterator[str]:
     ]
     if contrary:
         yield (
-            f"Better in ranks and worse in the mean, or the reverse: {', '.join(contrary)}. Few large differences stand "
-            "against many small ones there, and p, which is of ranks, says nothing for the mean."
+            f"Better in ranks and worse in the mean, or the reverse: {', '.join(contrary)}. Few large differences "
+            "stand against many small ones there, and p, which is of ranks, says nothing for the mean."
         )
 
 
