@@ -417,7 +417,9 @@ def test_methods_as_text(lr, m, reduction, shared):
         ("viapt:kept_dim=x", "a whole number"),
         ("linear:lr=fast", "for lr, a number"),
         ("linear:lr=1;lr=2", "twice"),
-        ("linear:num_prompts=1", "no settings"),
+        ("linear:num_prompts=1", "one of lr, weight_decay, warmup_epochs, clip"),
+        ("linear:weight-decay=1", "did you mean 'weight_decay'"),
+        ("linear:lr", "key=value"),
         ("vpt-deep:prune_tokens=0.5", "prune_tokens"),
         ("e2vpt:prune_tokens=half", "for prune_tokens, a number"),
     ],
@@ -425,6 +427,14 @@ def test_methods_as_text(lr, m, reduction, shared):
 def test_methods_that_are_none(text, words):
     with pytest.raises(ConfigError, match=words):
         parse_entrant(text)
+
+
+def test_everything_that_is_wrong_with_a_method_is_said():
+    text = "viapt:kept=3;kept_dim=x;lr=fast;lr=1;num_prompts"
+    with pytest.raises(ConfigError) as caught:
+        parse_entrant(text)
+    for words in ("kept=3: viapt has no argument", "kept_dim=x.", "lr=fast.", "lr is given twice", "num_prompts."):
+        assert f"{text}: {words}" in str(caught.value)
 
 
 @given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.booleans())
