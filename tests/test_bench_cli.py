@@ -91,6 +91,7 @@ def test_all_problems_in_one_paragraph_and_nothing_started(bench, backbone, tmp_
     [
         (["--epochs", 0, "--trials", -1], "epochs = 0, trials = -1"),
         (["--search", "lr=0.1..1"], "space"),
+        (["--search-seed", 5], "search_seed = 5"),
         (["--workers", 0], "--workers 0"),
         (["--address", "auto"], "--address has no effect"),
         (["--gpus", 1], "--gpus has no effect"),

@@ -257,6 +257,12 @@ def test_the_protocol_names_everything_that_is_out_of_range():
         Protocol(epochs=0, augmentation="wild", trials=-1)
     with pytest.raises(ConfigError, match="space"):
         Protocol(space={"lr": {"low": 0.1, "high": 1.0}})
+    with pytest.raises(ConfigError, match=r"^search_seed = 5 is not possible.*without trials"):
+        Protocol(search_seed=5)
+    assert Protocol.nearest({"trials": -1, "search_seed": 5, "epochs": 3}) == Protocol(epochs=3)
+    older = Protocol(trials=2, search_seed=5).to_dict()
+    assert Protocol.from_dict(older).search_seed == 5
+    assert Protocol.from_dict(older | {"trials": 0}) == Protocol()  # nothing was searched with it
     protocol = Protocol(image_sizes={"elpv": 70}, trials=2, space={"lr": {"low": 0.1, "high": 1.0}})
     assert Protocol.from_dict(protocol.to_dict()) == protocol
     assert protocol.image_size_of("elpv") == 70 and protocol.image_size_of("fashion") == 98
