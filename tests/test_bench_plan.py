@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -75,6 +76,34 @@ def test_all_problems_are_said_at_once(backbone):
 def test_nothing_to_do_is_a_problem(backbone):
     with pytest.raises(ConfigError, match="No methods"):
         small_plan(backbone, entrants=[])
+
+
+def test_the_same_settings_in_another_order_are_the_same_method(backbone):
+    first, again = {"kept_dim": 8, "carry_scale": 1.0}, {"carry_scale": 1.0, "kept_dim": 8}
+    name = r"viapt\(kept_dim=8, carry_scale=1\.0\)"
+    for second in (again, again | {"num_prompts": 10}):  # a default, said
+        with pytest.raises(ConfigError, match=rf"^The method {name} is given twice"):
+            small_plan(backbone, entrants=[Entrant("viapt", first), Entrant("viapt", second)])
+    small_plan(backbone, entrants=[Entrant("viapt", first), Entrant("viapt", again | {"kept_dim": 7})])
+
+
+def test_a_search_without_optuna_is_a_problem_beforehand(backbone, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"^2 problems.*seed -1.*A search needs optuna.*viapt\[bench\]"):
+        small_plan(backbone, trials=2, seeds=[-1])
+    small_plan(backbone)
+
+
+def test_a_whole_grid_needs_no_optuna(backbone, monkeypatch):
+    """If it is whole for every method, and the protocol is that of a suite."""
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    grid = {"lr": {"choices": [0.1, 1.0]}}
+    asked = {"entrants": [Entrant("linear"), Entrant("vpt-deep")], "suite": {"optimizer": "adamw"}}
+    small_plan(backbone, trials=2, space=grid, **asked)
+    more = grid | {"vpt-deep.num_prompts": {"choices": [1, 2]}}
+    for changes in ({"trials": 3}, {"trials": 4, "space": more}, {"trials": 2, "suite": None}):
+        with pytest.raises(ConfigError, match=r"^A search needs optuna"):
+            small_plan(backbone, **asked | {"space": grid} | changes)
 
 
 def test_a_backbone_that_is_none_is_said_with_the_rest(backbone):
