@@ -30,18 +30,25 @@ from viapt.recipe import Recipe
 
 
 class Problems:
-    """Everything that is wrong, collected to be said at once; and tasks that nobody looked at because of it."""
+    """Everything that is wrong, collected to be said at once.
+
+    Attributes:
+        unseen: tasks that nobody looked at because of it.
+        replaced: settings of the protocol that are not as asked for because of it, but have their defaults.
+    """
 
     def __init__(self) -> None:
         self.found: list[str] = []
         self.unseen: list[str] = []
+        self.replaced: set[str] = set()
 
     @contextmanager
-    def collected(self, where: str = "") -> Iterator[None]:
-        """Inside, an error of the user's is noted instead of raised."""
+    def collected(self, where: str = "", replaces: Collection[str] = ()) -> Iterator[None]:
+        """Inside, an error of the user's is noted instead of raised, and which settings of the protocol it costs."""
         try:
             yield
         except ViaptError as error:
+            self.replaced |= set(replaces)
             text = f"{where}: {error}" if where else str(error)
             if text not in self.found:
                 self.found.append(text)

@@ -53,11 +53,11 @@ def run(
     from viapt.data.packaged import list_tasks
 
     problems = Problems()
-    protocol, place = asked.protocol(problems), asked.place(problems)
+    protocol, place = continued(asked.protocol(problems), out, problems), asked.place(problems)
     entrants = parse_all(methods or ["linear", "vpt-deep", "viapt"], parse_entrant, problems)
     names, seeds = asked.tasks or list_tasks(), asked.seeds or [0, 1, 2]
     console, device = Console(stderr=True, highlight=False), place.device if place else None
-    plan = make_plan(continued(protocol, out), entrants, names, seeds, problems, console, device)
+    plan = make_plan(protocol, entrants, names, seeds, problems, console, device)
     assert place is not None
     if carry_out(plan, out, place):
         raise typer.Exit(FAILED)
