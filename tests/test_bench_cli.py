@@ -91,6 +91,7 @@ def test_all_problems_in_one_paragraph_and_nothing_started(bench, backbone, tmp_
     [
         (["--epochs", 0, "--trials", -1], "epochs = 0, trials = -1"),
         (["--search", "lr=0.1..1"], "space"),
+        (["--search-seed", 5], "search_seed = 5"),
         (["--workers", 0], "--workers 0"),
         (["--address", "auto"], "--address has no effect"),
         (["--gpus", 1], "--gpus has no effect"),
@@ -145,6 +146,24 @@ def test_what_is_out_of_range_hides_nothing_else(bench, backbone, tmp_path):
     assert code == 2 and "epochs = 0" in err and "test = -1" in err and "lr = 0" in err and "33" in err, err
     code, _, err = bench(*given, "--image-size", 32, "--epochs", 0, "--trials", -1, "--search", "lr=0.1..1")
     assert code == 2 and err.endswith("epochs: at least 1; trials: 0 or more.\n"), err
+
+
+def test_a_folder_of_another_protocol_is_said_with_the_rest(bench, backbone, tmp_path, monkeypatch):
+    """And before anything is fetched; what is out of range is not compared."""
+    sizes: dict[str, Any] = {"image_size": 32, "train": 40, "val": 20, "test": 30, "epochs": 1, "batch_size": 20}
+    with Store(tmp_path / "out", create=True) as store:
+        store.adopt(Protocol(backbone=backbone, precision="float32", **sizes))
+    (tmp_path / "cache" / "task-silhouettes.safetensors").unlink()
+    monkeypatch.setattr("viapt.bench.plan.fetch_all", lambda *_: pytest.fail("fetched"))
+    given = ["--out", tmp_path / "out", "--backbone", backbone, "--tasks", "silhouettes", *SIZES.split()]
+    for command in (["run", "--methods", "linear"], ["kept-dim"]):
+        code, _, err = bench(*command, *given, "--train", 39)
+        assert code == 2 and "another protocol: train 40 there, 39 here" in err and "looked at: silhouettes" in err, err
+        code, _, err = bench(*command, *given, "--train", 39, "--epochs", 0, "--image-size", "big", "--seeds", -1)
+        assert code == 2 and "4 problems" in err and "another protocol: train 40 there, 39 here. To do" in err, err
+    (tmp_path / "out" / "bench.sqlite").write_bytes(b"no database, " * 1000)
+    code, _, err = bench("run", "--methods", "linear", *given, "--seeds", -1)
+    assert code == 2 and "2 problems" in err and "is damaged" in err and "seed -1" in err, err
 
 
 def test_folders_without_results(bench, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -78,6 +79,34 @@ def test_all_problems_are_said_at_once(backbone):
 def test_nothing_to_do_is_a_problem(backbone):
     with pytest.raises(ConfigError, match="No methods"):
         small_plan(backbone, entrants=[])
+
+
+def test_the_same_settings_in_another_order_are_the_same_method(backbone):
+    first, again = {"kept_dim": 8, "carry_scale": 1.0}, {"carry_scale": 1.0, "kept_dim": 8}
+    name = r"viapt\(kept_dim=8, carry_scale=1\.0\)"
+    for second in (again, again | {"num_prompts": 10}):  # a default, said
+        with pytest.raises(ConfigError, match=rf"^The method {name} is given twice"):
+            small_plan(backbone, entrants=[Entrant("viapt", first), Entrant("viapt", second)])
+    small_plan(backbone, entrants=[Entrant("viapt", first), Entrant("viapt", again | {"kept_dim": 7})])
+
+
+def test_a_search_without_optuna_is_a_problem_beforehand(backbone, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"^2 problems.*seed -1.*A search needs optuna.*viapt\[bench\]"):
+        small_plan(backbone, trials=2, seeds=[-1])
+    small_plan(backbone)
+
+
+def test_a_whole_grid_needs_no_optuna(backbone, monkeypatch):
+    """If it is whole for every method, and the protocol is that of a suite."""
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    grid = {"lr": {"choices": [0.1, 1.0]}}
+    asked = {"entrants": [Entrant("linear"), Entrant("vpt-deep")], "suite": {"optimizer": "adamw"}}
+    small_plan(backbone, trials=2, space=grid, **asked)
+    more = grid | {"vpt-deep.num_prompts": {"choices": [1, 2]}}
+    for changes in ({"trials": 3}, {"trials": 4, "space": more}, {"trials": 2, "suite": None}):
+        with pytest.raises(ConfigError, match=r"^A search needs optuna"):
+            small_plan(backbone, **asked | {"space": grid} | changes)
 
 
 def test_a_backbone_that_is_none_is_said_with_the_rest(backbone):
@@ -260,6 +289,12 @@ def test_the_protocol_names_everything_that_is_out_of_range():
         Protocol(epochs=0, augmentation="wild", trials=-1)
     with pytest.raises(ConfigError, match="space"):
         Protocol(space={"lr": {"low": 0.1, "high": 1.0}})
+    with pytest.raises(ConfigError, match=r"^search_seed = 5 is not possible.*without trials"):
+        Protocol(search_seed=5)
+    assert Protocol.nearest({"trials": -1, "search_seed": 5, "epochs": 3}) == Protocol(epochs=3)
+    older = Protocol(trials=2, search_seed=5).to_dict()
+    assert Protocol.from_dict(older).search_seed == 5
+    assert Protocol.from_dict(older | {"trials": 0}) == Protocol()  # nothing was searched with it
     protocol = Protocol(image_sizes={"elpv": 70}, trials=2, space={"lr": {"low": 0.1, "high": 1.0}})
     assert Protocol.from_dict(protocol.to_dict()) == protocol
     assert protocol.image_size_of("elpv") == 70 and protocol.image_size_of("fashion") == 98
@@ -420,7 +455,9 @@ def test_methods_as_text(lr, m, reduction, shared):
         ("viapt:kept_dim=x", "a whole number"),
         ("linear:lr=fast", "for lr, a number"),
         ("linear:lr=1;lr=2", "twice"),
-        ("linear:num_prompts=1", "no settings"),
+        ("linear:num_prompts=1", "one of lr, weight_decay, warmup_epochs, clip"),
+        ("linear:weight-decay=1", "did you mean 'weight_decay'"),
+        ("linear:lr", "key=value"),
         ("vpt-deep:prune_tokens=0.5", "prune_tokens"),
         ("e2vpt:prune_tokens=half", "for prune_tokens, a number"),
     ],
@@ -428,6 +465,14 @@ def test_methods_as_text(lr, m, reduction, shared):
 def test_methods_that_are_none(text, words):
     with pytest.raises(ConfigError, match=words):
         parse_entrant(text)
+
+
+def test_everything_that_is_wrong_with_a_method_is_said():
+    text = "viapt:kept=3;kept_dim=x;lr=fast;lr=1;num_prompts"
+    with pytest.raises(ConfigError) as caught:
+        parse_entrant(text)
+    for words in ("kept=3: viapt has no argument", "kept_dim=x.", "lr=fast.", "lr is given twice", "num_prompts."):
+        assert f"{text}: {words}" in str(caught.value)
 
 
 @given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.booleans())

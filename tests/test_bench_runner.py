@@ -27,10 +27,11 @@ from bench_cases import METHODS, VIAPT, small_plan, small_run, small_world
 from viapt.bench.engines import LocalEngine, RayEngine, work_on_cpu
 from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job, Outcome, measured, work
+from viapt.bench.plan import Problems
 from viapt.bench.provenance import CODE
 from viapt.bench.records import export, load_records, load_scores, restore, stored_scores
 from viapt.bench.runner import Cell, Progress, continued, run
-from viapt.bench.store import Store
+from viapt.bench.store import FILE, Store
 from viapt.data.packaged import load_task, split
 from viapt.data.transforms import eval_transform
 from viapt.device import default_device
@@ -412,7 +413,30 @@ def test_one_runner_and_one_protocol_for_a_folder(backbone, tmp_path):
     asked = replace(plan.protocol, precision="auto")
     assert continued(asked, tmp_path).precision == "float32"
     assert continued(asked, tmp_path / "new").precision == "auto"
-    assert continued(replace(asked, precision="bfloat16"), tmp_path).precision == "bfloat16"
+    with pytest.raises(ConfigError, match="precision 'float32' there, 'bfloat16' here"):
+        continued(replace(asked, precision="bfloat16"), tmp_path)
+
+
+def test_what_a_folder_cannot_go_on_with_is_noted(backbone, tmp_path, monkeypatch):
+    plan = small_plan(backbone, trials=2)
+    run(plan, tmp_path, InProcess())
+    asked, problems = replace(plan.protocol, precision="auto"), Problems()
+    assert continued(asked, tmp_path, problems) == plan.protocol and not problems.found
+    other = replace(asked, epochs=7, train=39)
+    assert continued(other, tmp_path, problems).precision == "float32"
+    (text,) = problems.found
+    assert "train 40 there, 39 here; epochs 1 there, 7 here" in text and "precision" not in text
+    with pytest.raises(ConfigError, match="epochs 1 there, 7 here"):
+        continued(other, tmp_path)
+    monkeypatch.setattr("viapt.bench.runner.installed", lambda library: "0.1")
+    with pytest.raises(ConfigError, match=r"0\.1 is installed"):
+        continued(asked, tmp_path)
+    monkeypatch.setattr("viapt.bench.runner.installed", lambda library: "none")
+    continued(asked, tmp_path)  # that it is missing is said by the plan
+    (tmp_path / FILE).write_bytes(b"no database, " * 1000)
+    assert continued(asked, tmp_path, problems) == asked and "damaged" in problems.found[1]
+    with pytest.raises(ArtifactError, match="damaged"):
+        continued(asked, tmp_path)
 
 
 def test_exported_records_give_the_same_scores(backbone, tmp_path):

@@ -172,6 +172,19 @@ def test_all_problems_of_a_suite_are_said_at_once(viapt, world):
     assert err.count("lr = 0") == 0 and "linear(lr=0.0): the search space: lr is both given and searched" in err, err
 
 
+def test_a_folder_of_another_protocol_is_said_with_the_rest_of_a_suite(viapt, world):
+    root, backbone = world
+    with Store(root / "out", create=True) as store:
+        settings = {"backbone": backbone, "weights": None, "image_size": 32, "precision": "float32", "trials": 0}
+        changes = {"epochs": 1, "batch_size": 20, "seeds": (7,)}
+        store.adopt(suite_protocol("vtab-1k", "vtab-1k", changes, settings))
+    asked = ["--root", root / "data", "--out", root / "out", "--backbone", backbone, *SMALL.split(), "--trials", 0]
+    code, _, err = viapt("bench", "suite", "vtab-1k", *asked, "--image-size", 48, "--methods", "vpt")
+    assert code == 2 and "2 problems" in err and "another protocol: image_size 32 there, 48 here. To do" in err, err
+    code, _, err = viapt("bench", "suite", "vtab-1k", *asked, "--image-size", 48, "--batch-size", 0)
+    assert code == 2 and "2 problems" in err and "another protocol: image_size 32 there, 48 here. To do" in err, err
+
+
 # Protocols
 
 

@@ -407,6 +407,13 @@ def test_a_setting_twice_is_refused():
         parse_settings(["num_prompts=3", "num_prompts=4"], "viapt")
 
 
+def test_all_settings_that_are_wrong_are_said():
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(["num_promts=3", "kept_dim=x", "kept_dim=1"], "viapt")
+    for words in ("did you mean 'num_prompts'", "--set kept_dim=x. Expected: for", "--set kept_dim is given twice"):
+        assert words in str(caught.value)
+
+
 def test_which_files_are_meant(tmp_path):
     inside, outside = tmp_path / "in", tmp_path / "out.png"
     (inside / "sub").mkdir(parents=True)

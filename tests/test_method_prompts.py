@@ -264,6 +264,21 @@ def test_impossible_settings_are_refused(name: str, options: dict[str, Any]) -> 
         create_method(name, 24, 3, (8, 8), **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vpt-deep", {"num_prompts": 0, "projected_dim": 0, "dropout": 1.0, "initial_prompts": "tokens"}),
+        ("vpt-shallow", {"num_prompts": 0, "dropout": -1.0}),
+        ("vfpt", {"num_prompts": 0, "fourier_share": 1.5}),
+        ("e2vpt", {"num_prompts": 0, "key_value_prompts": 0, "segments": 5}),
+    ],
+)
+def test_all_impossible_settings_are_said(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^Not possible: ") as caught:
+        create_method(name, 24, 3, (8, 8), **options)
+    assert all(f"{key} = {value!r}" in str(caught.value) for key, value in options.items())
+
+
 def test_pruning_refuses_what_makes_no_sense() -> None:
     one, other = Subject(E2VPT, tiny_vit()).model(), Subject(E2VPT, tiny_vit(), segments=4).model()
     with pytest.raises(ConfigError, match="e2vpt"):
@@ -272,6 +287,8 @@ def test_pruning_refuses_what_makes_no_sense() -> None:
         prune(one, other, Pairs(), tokens=0.5, segments=0.5)
     with pytest.raises(ConfigError, match="tokens = 1"):
         prune(one, one, Pairs(), tokens=1.0, segments=0.5)
+    with pytest.raises(ConfigError, match=r"tokens = 1\.0, segments = -0\.5"):
+        prune(one, one, Pairs(), tokens=1.0, segments=-0.5)
 
 
 def test_attention_of_another_kind_is_named() -> None:

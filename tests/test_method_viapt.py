@@ -286,5 +286,24 @@ def test_fresh_and_dataset_prompts_start_as_vpt_does() -> None:
     ],
 )
 def test_impossible_arguments_are_refused(options: dict[str, Any], word: str) -> None:
-    with pytest.raises(ConfigError, match=word):
+    with pytest.raises(ConfigError, match=rf"^{word} = .* is not possible\. Expected: "):
+        ViaPT(D, N, (8, 8), **options)
+
+
+def test_all_impossible_arguments_are_said() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ViaPT(D, N, (8, 8), kept_dim=D + 1, num_instance_prompts=99, kl_weight=-1.0)
+    assert str(caught.value) == (
+        f"Not possible: num_instance_prompts = 99, kept_dim = {D + 1}, kl_weight = -1.0. Expected: "
+        "num_instance_prompts: 0 to num_prompts = 10; "
+        f"kept_dim: 0 to the embedding dimension {D}, or adaptive; kl_weight: 0 or above."
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_prompts": 0}, {"num_instance_prompts": -1, "kept_dim": 5, "fresh_dim": "full"}, {"num_prompts": 3}],
+)
+def test_what_only_follows_from_another_argument_is_no_problem_of_its_own(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^num_\w+ = -?\d is not possible"):
         ViaPT(D, N, (8, 8), **options)

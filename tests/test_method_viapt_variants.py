@@ -323,6 +323,12 @@ def test_arguments_without_effect_are_refused(options: dict[str, Any], word: str
         check_effect(method, options)
 
 
+def test_all_arguments_without_effect_are_said() -> None:
+    options: dict[str, Any] = {"explained": 0.5, "kept_dim": 5, "basis_seed": 3}
+    with pytest.raises(ConfigError, match=r"^explained = 0\.5 .*; basis_seed = 3 .*leave explained, basis_seed out"):
+        check_effect(ViaPT(D, N, (8, 8), **options), options)
+
+
 @pytest.mark.parametrize("options", WITHIN_BUDGET.values(), ids=WITHIN_BUDGET)
 def test_every_variant_can_be_asked_for_and_looked_at(options: dict[str, Any]) -> None:
     model, images, _ = build(**(options | ({"fresh_rows": 3} if "fresh_rows" in options else {})))

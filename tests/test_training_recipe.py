@@ -126,6 +126,14 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
+def test_all_impossible_values_are_said() -> None:
+    with pytest.raises(ConfigError, match=r"^Not possible: lr = -1\.0, weight_decay = -2\.0\. Expected: lr: a finite"):
+        recipe(lr=-1.0, weight_decay=-2.0)
+    for name, implied in (("epochs", {"warmup_epochs": 0.1}), ("batch_size", {"accumulate": 1})):
+        with pytest.raises(ConfigError, match=rf"^{name} = 0 is not possible"):
+            recipe(**{name: 0}, **implied)
+
+
 @pytest.mark.parametrize("name", ["optimizer", "selection"])
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} = 'best' is not possible.*one of"):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Rule = tuple[str, bool, str]
+"""The name of a value, whether the value is possible, and what is expected of it."""
 
 
 class ViaptError(Exception):
@@ -53,6 +57,37 @@ class FetchError(ViaptError):
 
 class UnavailableError(FetchError):
     """A package cannot be had on this machine: it is made for another system, or its archive is out of reach."""
+
+
+def check_rules(values: Mapping[str, Any], rules: Iterable[Rule]) -> None:
+    """Refuse impossible values, all of them in one message.
+
+    Args:
+        values: by name; there may be others.
+        rules: of one value there may be several.
+
+    Raises:
+        ConfigError: a rule does not hold.
+    """
+    broken = [(name, expected) for name, holds, expected in rules if not holds]
+    if len(broken) == 1:
+        ((name, expected),) = broken
+        raise ConfigError(f"{name} = {values[name]!r} is not possible", expected=expected)
+    if broken:
+        found = ", ".join(f"{name} = {values[name]!r}" for name in dict(broken))
+        raise ConfigError(f"Not possible: {found}", expected="; ".join(map(": ".join, broken)))
+
+
+def raise_all(errors: Sequence[ConfigError]) -> None:
+    """Say all that was found, in one message.
+
+    Raises:
+        ConfigError: there is something.
+    """
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigError(" ".join(dict.fromkeys(map(str, errors))))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

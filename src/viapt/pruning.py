@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from viapt.errors import ConfigError
+from viapt.errors import ConfigError, check_rules
 from viapt.evaluation import LabelledImages, load
 from viapt.methods.e2vpt import E2VPT
 from viapt.model import PromptedClassifier
@@ -63,11 +63,9 @@ def check_shares(**shares: float) -> None:
     """Refuse shares that cannot be masked.
 
     Raises:
-        ConfigError: one is below 0, or 1 or above.
+        ConfigError: naming those that are below 0, or 1 or above.
     """
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name} = {share} is not possible", expected="0 or above, below 1")
+    check_rules(shares, [(name, 0 <= share < 1, "0 or above, below 1") for name, share in shares.items()])
 
 
 def masked_of(share: float, n: int) -> int:

@@ -15,7 +15,7 @@ from torch import nn, optim
 from torch.utils.data import Sampler
 
 from viapt.device import adamw
-from viapt.errors import ConfigError, TrainingError
+from viapt.errors import TrainingError, check_rules
 from viapt.model import PromptedClassifier
 from viapt.quantisation import is_quantised
 
@@ -28,7 +28,7 @@ class Recipe:
     """What decides the weights, besides model and data; `fit` explains the fields.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: naming every value that is out of range.
     """
 
     epochs: int
@@ -43,21 +43,22 @@ class Recipe:
     seed: int
 
     def __post_init__(self) -> None:
-        rules: list[tuple[str, bool, str]] = [
+        # What is bounded by a value that is itself impossible is no problem of its own.
+        accumulates = self.accumulate >= 1 and (self.batch_size < 1 or self.accumulate <= self.batch_size)
+        warms_up = self.epochs < 1 or 0 <= self.warmup_epochs <= self.epochs
+        rules = [
             ("epochs", self.epochs >= 1, "at least 1"),
             ("lr", math.isfinite(self.lr) and self.lr > 0, "a finite number above 0"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("accumulate", 1 <= self.accumulate <= self.batch_size, f"1 to batch_size = {self.batch_size}"),
+            ("accumulate", accumulates, f"1 to batch_size = {self.batch_size}"),
             ("optimizer", self.optimizer in get_args(OptimizerName), f"one of {', '.join(get_args(OptimizerName))}"),
             ("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or above"),
-            ("warmup_epochs", 0 <= self.warmup_epochs <= self.epochs, f"0 to epochs = {self.epochs}"),
+            ("warmup_epochs", warms_up, f"0 to epochs = {self.epochs}"),
             ("clip", self.clip is None or self.clip > 0, "above 0, or None"),
             ("selection", self.selection in get_args(Selection), f"one of {', '.join(get_args(Selection))}"),
             ("seed", self.seed >= 0, "0 or above"),
         ]
-        for name, holds, expected in rules:
-            if not holds:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} is not possible", expected=expected)
+        check_rules(vars(self), rules)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step (from 0): linear warm-up to `lr`, then half a cosine towards 0."""

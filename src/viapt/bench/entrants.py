@@ -31,10 +31,15 @@ class Entrant:
     @property
     def name(self) -> str:
         """What tables call it: the method, and the settings that were given and are not its defaults."""
-        defaults = {name: parameter.default for name, parameter in arguments(method_class(self.method)).items()}
-        given = {key: value for key, value in self.options.items() if value != defaults.get(key)} | self.training
-        shown = ", ".join(f"{key}={value}" for key, value in given.items())
+        short = self.without_defaults()
+        shown = ", ".join(f"{key}={value}" for key, value in (short.options | short.training).items())
         return f"{self.method}({shown})" if shown else self.method
+
+    def without_defaults(self) -> Entrant:
+        """The same without arguments that are the method's defaults: two are equal if they ask for the same."""
+        defaults = {name: parameter.default for name, parameter in arguments(method_class(self.method)).items()}
+        options = {key: value for key, value in self.options.items() if value != defaults.get(key)}
+        return Entrant(self.method, options, self.training)
 
     def at(self, point: Mapping[str, Any]) -> Entrant:
         """The same with the settings of a point of a search space."""

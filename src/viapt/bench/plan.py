@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job
 from viapt.bench.protocol import Protocol
 from viapt.bench.provenance import code_for, versions
-from viapt.bench.search import names_of, probes, space_of
+from viapt.bench.search import names_of, needs_optuna, probes, require_optuna, space_of
 from viapt.bench.task_data import benchmark_data, hash_of, is_benchmark, parts_of
 from viapt.data.benchmarks import find_task
 from viapt.data.packaged import PackagedTask, fetch_all, list_tasks, load_task, state
@@ -30,18 +30,25 @@ from viapt.recipe import Recipe
 
 
 class Problems:
-    """Everything that is wrong, collected to be said at once; and tasks that nobody looked at because of it."""
+    """Everything that is wrong, collected to be said at once.
+
+    Attributes:
+        unseen: tasks that nobody looked at because of it.
+        replaced: settings of the protocol that are not as asked for because of it, but have their defaults.
+    """
 
     def __init__(self) -> None:
         self.found: list[str] = []
         self.unseen: list[str] = []
+        self.replaced: set[str] = set()
 
     @contextmanager
-    def collected(self, where: str = "") -> Iterator[None]:
-        """Inside, an error of the user's is noted instead of raised."""
+    def collected(self, where: str = "", replaces: Collection[str] = ()) -> Iterator[None]:
+        """Inside, an error of the user's is noted instead of raised, and which settings of the protocol it costs."""
         try:
             yield
         except ViaptError as error:
+            self.replaced |= set(replaces)
             text = f"{where}: {error}" if where else str(error)
             if text not in self.found:
                 self.found.append(text)
@@ -158,12 +165,9 @@ def make_plan(
         ConfigError: with all problems.
     """
     problems = problems or Problems()
-    for what, names in (
-        ("method", [entrant.name for entrant in entrants]),
-        ("task", list(tasks)),
-        ("seed", list(map(str, seeds))),
-    ):
-        check_list(what, names, problems)
+    check_list("method", [entrant.without_defaults() for entrant in entrants], problems, name=lambda one: one.name)
+    check_list("task", tasks, problems)
+    check_list("seed", seeds, problems)
     for seed in seeds:
         with problems.collected():
             if seed < 0:
@@ -173,6 +177,9 @@ def make_plan(
             check_task(name)
     backbone = the_backbone(protocol, tasks, problems)
     check_entrants(entrants, protocol, backbone, problems)
+    if needs_optuna(protocol, entrants):
+        with problems.collected():
+            require_optuna()
     facts, unavailable = look_at(tasks, protocol, problems, console)
     problems.refuse()
     assert backbone is not None
@@ -183,15 +190,16 @@ def make_plan(
     return Plan(decided, list(entrants), facts, list(seeds), unavailable, backbone, device)
 
 
-def check_list(what: str, names: list[str], problems: Problems) -> None:
-    """Note that nothing, or something twice, was named."""
+def check_list(what: str, given: Sequence[Any], problems: Problems, name: Callable[[Any], str] = str) -> None:
+    """Note that nothing, or something twice, was given."""
     with problems.collected():
-        if not names and not problems.found:
+        if not given and not problems.found:
             raise ConfigError(f"No {what}s", expected=f"at least one {what}")
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    for name in twice:
+    for place, one in enumerate(given):
+        first = given.index(one)
         with problems.collected():
-            raise ConfigError(f"The {what} {name} is given twice", expected="each once")
+            if first < place:
+                raise ConfigError(f"The {what} {name(given[first])} is given twice", expected="each once")
 
 
 def the_backbone(protocol: Protocol, tasks: Sequence[str], problems: Problems) -> Backbone | None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 from viapt.data.transforms import list_augmentations
-from viapt.errors import ConfigError
+from viapt.errors import Rule, check_rules
 
 Metric = Literal["accuracy", "mean_per_class_accuracy"]
 
@@ -42,7 +42,7 @@ class Protocol:
         draws: noise seeds of these policies.
         trials: points that are tried for each method and task, on validation images; 0: the settings as they are.
         space: what is searched: see `viapt.bench.search`.
-        search_seed: of the search and of its trainings.
+        search_seed: of the search and of its trainings; 0 without trials.
         suite: the resolved protocol of a suite of benchmark tasks, see `viapt.bench.suites`; None for packaged tasks.
 
     Raises:
@@ -75,11 +75,7 @@ class Protocol:
     suite: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        wrong = violations(vars(self))
-        if wrong:
-            found = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
-            expected = "; ".join(f"{name}: {text}" for name, text in wrong.items())
-            raise ConfigError(f"Not possible: {found}", expected=expected)
+        check_rules(vars(self), rules_of(vars(self)))
 
     @classmethod
     def nearest(cls, values: Mapping[str, Any]) -> Protocol:
@@ -110,8 +106,11 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
-        """Inverse of `to_dict`; a setting that is younger than the record has its default."""
-        known = {one.name for one in fields(cls)}
+        """Inverse of `to_dict`; a setting that is younger than the record has its default.
+
+        So has a `search_seed` that nothing was searched with: older records may have one.
+        """
+        known = {one.name for one in fields(cls)} - (set() if values.get("trials") else {"search_seed"})
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
@@ -123,22 +122,27 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def violations(values: Mapping[str, Any]) -> dict[str, str]:
     """Values of a protocol that are out of range: name -> what is expected."""
+    return {name: expected for name, holds, expected in rules_of(values) if not holds}
+
+
+def rules_of(values: Mapping[str, Any]) -> list[Rule]:
+    """What must hold of a protocol's values."""
     one = SimpleNamespace(**values)
     metrics = get_args(Metric)
-    rules = {
-        "train": (one.train >= 1, "at least 1"),
-        "val": (one.val >= 1, "at least 1"),
-        "test": (one.test >= 0, "0 or more"),
-        "split_seed": (one.split_seed >= 0, "0 or more"),
-        "epochs": (one.epochs >= 1, "at least 1"),
-        "batch_size": (one.batch_size >= 1, "at least 1"),
-        "augmentation": (one.augmentation in list_augmentations(), f"one of {', '.join(list_augmentations())}"),
-        "metric": (one.metric in metrics, f"one of {', '.join(metrics)}"),
-        "read_test": (not one.read_test or one.test != 0, "test images, if they are to be read"),
-        "rounds": (one.rounds == 0 or one.rounds >= 2, "0, or at least 2"),
-        "draws": ((one.draws >= 1) == (one.rounds > 0) and one.draws >= 0, "0 without rounds, else 1 or more"),
-        "trials": (one.trials >= 0, "0 or more"),
-        "space": (not one.space or one.trials != 0, "trials, if there is something to search"),
-        "search_seed": (one.search_seed >= 0, "0 or more"),
-    }
-    return {name: expected for name, (holds, expected) in rules.items() if not holds}
+    searched = one.trials != 0
+    return [
+        ("train", one.train >= 1, "at least 1"),
+        ("val", one.val >= 1, "at least 1"),
+        ("test", one.test >= 0, "0 or more"),
+        ("split_seed", one.split_seed >= 0, "0 or more"),
+        ("epochs", one.epochs >= 1, "at least 1"),
+        ("batch_size", one.batch_size >= 1, "at least 1"),
+        ("augmentation", one.augmentation in list_augmentations(), f"one of {', '.join(list_augmentations())}"),
+        ("metric", one.metric in metrics, f"one of {', '.join(metrics)}"),
+        ("read_test", not one.read_test or one.test != 0, "test images, if they are to be read"),
+        ("rounds", one.rounds == 0 or one.rounds >= 2, "0, or at least 2"),
+        ("draws", (one.draws >= 1) == (one.rounds > 0) and one.draws >= 0, "0 without rounds, else 1 or more"),
+        ("trials", one.trials >= 0, "0 or more"),
+        ("space", not one.space or searched, "trials, if there is something to search"),
+        ("search_seed", one.search_seed == 0 or (searched and one.search_seed > 0), "0 without trials, else 0 or more"),
+    ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from filelock import FileLock, Timeout
 from viapt.bench.engines import Engine
 from viapt.bench.entrants import Entrant
 from viapt.bench.jobs import Job, Outcome
-from viapt.bench.plan import Plan, TaskFacts
+from viapt.bench.plan import Plan, Problems, TaskFacts
 from viapt.bench.protocol import Protocol
 from viapt.bench.provenance import installed
-from viapt.bench.search import Point, Space, grid, is_grid, search, space_of
+from viapt.bench.search import Point, exhaustive, grid, needs_optuna, search, space_of
 from viapt.bench.store import FILE, Cell, Store
 from viapt.errors import ConfigError, DataError
 
@@ -80,7 +81,7 @@ def run(plan: Plan, folder: Path, engine: Engine, observe: Observer = lambda *_:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, timeout=0), Store(folder, create=True) as store:
-            store.adopt(plan.protocol, sampler(plan.protocol))
+            store.adopt(plan.protocol, sampler(plan.protocol, plan.entrants))
             mine = Run(plan, store, engine, observe)
             try:
                 with engine:
@@ -93,29 +94,34 @@ def run(plan: Plan, folder: Path, engine: Engine, observe: Observer = lambda *_:
         ) from None
 
 
-def continued(protocol: Protocol, folder: Path) -> Protocol:
+def continued(protocol: Protocol, folder: Path, problems: Problems | None = None) -> Protocol:
     """The same, with the precision that a folder decided on where "auto" is asked for.
 
     A machine that now seems faster or slower changes no table.
 
+    Args:
+        problems: where to note that the folder cannot be gone on with; None raises it. Settings of the protocol
+            that have their defaults because of problems found before are not compared.
+
     Raises:
         ArtifactError: the folder's store cannot be used.
+        ConfigError: the folder has another protocol, or a search by another Optuna.
     """
-    if protocol.precision != "auto" or not (folder / FILE).exists():
+    if not (folder / FILE).exists():
         return protocol
-    with Store(folder, create=True) as store:
+    replaced = problems.replaced if problems else ()
+    with problems.collected() if problems else nullcontext(), Store(folder, create=True) as store:
         before = store.protocol()
-    return protocol if before is None else replace(protocol, precision=before.precision)
+        if before is not None and protocol.precision == "auto":
+            protocol = replace(protocol, precision=before.precision)
+        store.check(protocol, sampler(protocol), replaced)
+    return protocol
 
 
-def sampler(protocol: Protocol) -> str | None:
-    """The version of Optuna, where it searches."""
-    return installed("optuna") if protocol.trials and not exhaustive(protocol, protocol.space) else None
-
-
-def exhaustive(protocol: Protocol, space: Space) -> bool:
-    """Whether every point of a suite's grid is a trial."""
-    return protocol.suite is not None and is_grid(space, protocol.trials)
+def sampler(protocol: Protocol, entrants: Iterable[Entrant] = ()) -> str | None:
+    """The version of Optuna, where it searches and is installed."""
+    found = installed("optuna") if needs_optuna(protocol, entrants) else "none"
+    return None if found == "none" else found
 
 
 class Run:

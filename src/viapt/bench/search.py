@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from viapt.bench.entrants import Entrant, training_settings
@@ -166,6 +166,17 @@ def is_grid(space: Space, trials: int) -> bool:
     return all("choices" in values for values in space.values()) and trials == math.prod(
         len(values["choices"]) for values in space.values()
     )
+
+
+def exhaustive(protocol: Protocol, space: Space) -> bool:
+    """Whether every point of a suite's grid is a trial."""
+    return protocol.suite is not None and is_grid(space, protocol.trials)
+
+
+def needs_optuna(protocol: Protocol, entrants: Iterable[Entrant] = ()) -> bool:
+    """Whether a search samples: that of the protocol's space, or that of the part of it which some method has."""
+    spaces = [protocol.space, *(space_of(entrant, protocol) for entrant in entrants)]
+    return protocol.trials > 0 and not all(exhaustive(protocol, space) for space in spaces)
 
 
 def inside(value: Any, values: Mapping[str, Any] | None) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -184,23 +184,37 @@ class Store:
             ConfigError: it has another one.
         """
         with self.transaction() as tell:
-            found = tell("SELECT value FROM protocol").fetchone()
-            if found is None:
+            if self.protocol() is None:
                 searched = {} if optuna is None else {"optuna": optuna}
                 tell("INSERT INTO protocol VALUES (?)", (json.dumps(protocol.to_dict() | searched),))
-                return
-        before = json.loads(found[0])
-        changed = differences(Protocol.from_dict(before).to_dict(), protocol.to_dict())
-        if changed:
+        self.check(protocol, optuna)
+
+    def check(self, protocol: Protocol, optuna: str | None = None, besides: Collection[str] = ()) -> None:
+        """Make sure that this may be the folder's protocol, or is.
+
+        Args:
+            optuna: see `adopt`.
+            besides: settings that are not compared.
+
+        Raises:
+            ConfigError: it has another one.
+        """
+        before, began = self.protocol(), self.optuna()
+        if before is None:
+            return
+        there, here = (
+            {name: value for name, value in one.to_dict().items() if name not in besides} for one in (before, protocol)
+        )
+        if changed := differences(there, here):
             raise ConfigError(
                 f"{self.path.parent} holds results of another protocol: {'; '.join(changed)}",
                 remedy="choose another folder: numbers of two protocols do not belong into one table",
             )
-        if None not in (optuna, before.get("optuna")) and before["optuna"] != optuna:
+        if None not in (optuna, began) and began != optuna:
             raise ConfigError(
-                f"{self.path.parent} was searched with optuna {before['optuna']}, and {optuna} is installed",
+                f"{self.path.parent} was searched with optuna {began}, and {optuna} is installed",
                 expected="one version for a search: others ask for other points",
-                remedy=f"pip install optuna=={before['optuna']}, or choose another folder",
+                remedy=f"pip install optuna=={began}, or choose another folder",
             )
 
     def expect(self, cells: Mapping[Cell, str | None]) -> None:

@@ -13,7 +13,6 @@ from viapt.cli.bench_jobs import FAILED, carry_out, show_folder
 from viapt.cli.bench_options import Asked, ManyValues, what_option, with_options
 from viapt.cli.bench_report import report
 from viapt.cli.bench_suite import SuiteOption, suite
-from viapt.errors import ConfigError
 
 if TYPE_CHECKING:
     from viapt.bench.entrants import Entrant
@@ -54,11 +53,11 @@ def run(
     from viapt.data.packaged import list_tasks
 
     problems = Problems()
-    protocol, place = asked.protocol(problems), asked.place(problems)
+    protocol, place = continued(asked.protocol(problems), out, problems), asked.place(problems)
     entrants = parse_all(methods or ["linear", "vpt-deep", "viapt"], parse_entrant, problems)
     names, seeds = asked.tasks or list_tasks(), asked.seeds or [0, 1, 2]
     console, device = Console(stderr=True, highlight=False), place.device if place else None
-    plan = make_plan(continued(protocol, out), entrants, names, seeds, problems, console, device)
+    plan = make_plan(protocol, entrants, names, seeds, problems, console, device)
     assert place is not None
     if carry_out(plan, out, place):
         raise typer.Exit(FAILED)
@@ -124,25 +123,12 @@ def parse_entrant(text: str) -> Entrant:
     """ "viapt:kept_dim=64;lr=0.01" to a method with its settings.
 
     Raises:
-        ConfigError: unknown method or setting, or a value that does not fit.
+        ConfigError: unknown method; or all settings that are unknown, given twice, or whose values do not fit.
     """
     from viapt.bench.entrants import Entrant, training_settings
-    from viapt.cli.settings import convert, describe, parse_settings
-    from viapt.methods import method_class
+    from viapt.cli.settings import parse_settings
 
     method, colon, rest = text.partition(":")
-    method_class(method)
-    known = training_settings(method)
     settings = [setting.strip() for setting in rest.split(";")] if colon else []
-    own = [setting for setting in settings if setting.partition("=")[0] in known]
-    training: dict[str, Any] = {}
-    for setting in own:
-        name, _, value = setting.partition("=")
-        if name in training:
-            raise ConfigError(f"{text}: {name} is given twice", expected="each once")
-        try:
-            training[name] = convert(value, known[name])
-        except ValueError:
-            raise ConfigError(f"{text}: {setting}", expected=f"for {name}, {describe(known[name])}") from None
-    options = parse_settings([setting for setting in settings if setting not in own], method, option=f"{text}:")
-    return Entrant(method, options, training)
+    values = parse_settings(settings, method, option=f"{text}:", more=training_settings(method))
+    return Entrant(method).at(values)

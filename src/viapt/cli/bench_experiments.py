@@ -92,13 +92,14 @@ def run_jobs(chosen: Experiment, out: Path, asked: Asked) -> int:
     from viapt.bench.runner import continued
 
     problems = Problems()
-    protocol, place = asked.protocol(problems, **chosen.protocol), asked.place(problems)
+    protocol = continued(asked.protocol(problems, **chosen.protocol), out, problems)
+    place = asked.place(problems)
     with problems.collected():
         check_results()
     tasks, seeds = asked.tasks or list(chosen.tasks), asked.seeds or list(chosen.seeds)
     entrants = chosen.design(width_of(protocol, tasks[0], problems)).entrants
     console, device = Console(stderr=True, highlight=False), place.device if place else None
-    plan = make_plan(continued(protocol, out), entrants, tasks, seeds, problems, console, device)
+    plan = make_plan(protocol, entrants, tasks, seeds, problems, console, device)
     assert place is not None
     return carry_out(plan, out, place)
 

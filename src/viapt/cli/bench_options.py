@@ -116,7 +116,9 @@ class Asked:
         given |= {name: value for name, value in usual.items() if name not in self.named}
         with problems.collected():
             return Protocol(**given)
-        return Protocol.nearest(given)
+        nearest = Protocol.nearest(given)
+        problems.replaced |= {name for name, value in given.items() if getattr(nearest, name) != value}
+        return nearest
 
     def place(self, problems: Problems) -> Engine | None:
         """The engine; None, and a problem noted, if there is none."""
@@ -163,7 +165,7 @@ def parse_sizes(texts: list[str], problems: Problems) -> dict[str, Any]:
     sizes: dict[str, Any] = {"image_sizes": {}}
     for text in texts:
         task, equals, side = text.rpartition("=")
-        with problems.collected():
+        with problems.collected(replaces=("image_size", "image_sizes")):
             if not side.isdecimal() or bool(equals) != bool(task):
                 raise ConfigError(f"--image-size {text}", expected="SIDE, or TASK=SIDE, in pixels")
             if task in sizes["image_sizes"] or (not task and "image_size" in sizes):
@@ -184,7 +186,7 @@ def parse_space(texts: list[str], problems: Problems) -> dict[str, Any]:
     space: dict[str, Any] = {}
     for text in texts:
         name, _, values = text.partition("=")
-        with problems.collected(f"--search {text}"):
+        with problems.collected(f"--search {text}", replaces=("space",)):
             if name in space:
                 raise ConfigError(f"{name} is given twice", expected="each once")
             found = {name: parse_range(values)}

@@ -76,6 +76,7 @@ def suite(
     some jobs failed.
     """
     from viapt.bench.plan import Problems
+    from viapt.bench.runner import continued
     from viapt.cli.bench_jobs import FAILED, carry_out
     from viapt.cli.bench_options import make_engine
 
@@ -97,8 +98,8 @@ def suite(
     problems, place = Problems(), None
     with problems.collected():
         place = make_engine(engine, workers, threads, address, gpus)
-    chosen = protocol_of(name, protocol or name, changes, settings, problems)
-    plan = plan_of(name, root, out, methods, tasks, chosen, problems, place.device if place else None)
+    chosen = continued(protocol_of(name, protocol or name, changes, settings, problems), out, problems)
+    plan = plan_of(name, root, methods, tasks, chosen, problems, place.device if place else None)
     assert place is not None
     if carry_out(plan, out, place):
         raise typer.Exit(FAILED)
@@ -111,7 +112,7 @@ def protocol_of(
     from viapt.bench.protocol import Protocol, violations
     from viapt.bench.suites import suite_protocol
 
-    with problems.collected():
+    with problems.collected(replaces=vars(Protocol()).keys() - settings.keys() | {"trials"}):
         return suite_protocol(suite, name, changes, settings)
     wrong = violations(vars(Protocol()) | changes | {"trials": settings["trials"] or 0})
     possible = {key: value for key, value in changes.items() if key not in wrong}
@@ -121,7 +122,6 @@ def protocol_of(
 def plan_of(
     name: str,
     root: Path,
-    out: Path,
     methods: list[str] | None,
     tasks: list[str] | None,
     protocol: Protocol,
@@ -137,7 +137,6 @@ def plan_of(
     import os
 
     from viapt.bench.plan import make_plan
-    from viapt.bench.runner import continued
     from viapt.bench.task_data import ROOT
     from viapt.cli.bench import parse_all, parse_entrant
     from viapt.data.benchmarks import SUITES
@@ -150,7 +149,7 @@ def plan_of(
     entrants = parse_all(methods or ["linear", "vpt-deep", "viapt"], parse_entrant, problems)
     assert protocol.suite is not None
     seeds = protocol.suite["seeds"]
-    return make_plan(continued(protocol, out), entrants, names, seeds, problems, device=device)
+    return make_plan(protocol, entrants, names, seeds, problems, device=device)
 
 
 def within(task: str, suite: str) -> str:

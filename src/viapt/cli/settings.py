@@ -2,47 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from viapt.errors import ConfigError, did_you_mean
+from viapt.errors import ConfigError, did_you_mean, raise_all
 from viapt.methods import arguments, method_class
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def parse_settings(settings: Iterable[str], method: str, option: str = "--set") -> dict[str, Any]:
+def parse_settings(
+    settings: Iterable[str], method: str, option: str = "--set", more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """`["num_prompts=5", "reduction=random"]` to keyword arguments of a method.
 
     Args:
         settings: each "key=value"; tuples are written with commas, None as "none".
         method: its name.
         option: what messages say that the settings were given to.
+        more: settings besides the method's arguments, and their types.
 
     Raises:
-        ConfigError: no such method or argument (the closest is named), a value that does not fit, a key given twice.
+        ConfigError: no such method, or with all that is wrong: no such argument (the closest is named), a value that
+            does not fit, a key given twice.
     """
     cls = method_class(method)
-    known, hints = arguments(cls), get_type_hints(cls.__init__)
-    values: dict[str, Any] = {}
+    hints = get_type_hints(cls.__init__)
+    known = {name: hints[name] for name in arguments(cls)} | dict(more or {})
+    values, seen, wrong = dict[str, Any](), list[str](), list[ConfigError]()
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"{option} {setting}", expected="key=value, for instance num_prompts=5")
-        if key not in known:
-            raise ConfigError(
-                f"{option} {setting}: {method} has no argument {key!r}",
-                expected=f"one of {', '.join(known)}" if known else "no settings at all",
-                remedy=did_you_mean(key, known),
-            )
-        if key in values:
-            raise ConfigError(f"{option} {key} is given twice", expected="each key once")
         try:
-            values[key] = convert(text, hints[key])
-        except ValueError:
-            raise ConfigError(f"{option} {setting}", expected=f"for {key}, {describe(hints[key])}") from None
+            key, value = parse_setting(setting, method, option, known)
+        except ConfigError as error:
+            wrong.append(error)
+        else:
+            values[key] = value
+        seen.append(setting.partition("=")[0])
+    twice = [key for key in dict.fromkeys(seen) if key in known and seen.count(key) > 1]
+    wrong += [ConfigError(f"{option} {key} is given twice", expected="each key once") for key in twice]
+    raise_all(wrong)
     return values
+
+
+def parse_setting(setting: str, method: str, option: str, known: Mapping[str, Any]) -> tuple[str, Any]:
+    """Key and value of "key=value"; see `parse_settings`.
+
+    Raises:
+        ConfigError: it is none, or not one that is known, or its value does not fit.
+    """
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise ConfigError(f"{option} {setting}", expected="key=value, for instance num_prompts=5")
+    if key not in known:
+        raise ConfigError(
+            f"{option} {setting}: {method} has no argument {key!r}",
+            expected=f"one of {', '.join(known)}" if known else "no settings at all",
+            remedy=did_you_mean(key, known),
+        )
+    try:
+        return key, convert(text, known[key])
+    except ValueError:
+        raise ConfigError(f"{option} {setting}", expected=f"for {key}, {describe(known[key])}") from None
 
 
 def convert(text: str, hint: Any) -> Any:

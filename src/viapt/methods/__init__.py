@@ -102,13 +102,15 @@ def check_effect(method: PromptMethod, given: Mapping[str, Any]) -> None:
         given: what the user named.
 
     Raises:
-        ConfigError: naming the argument and the reason.
+        ConfigError: naming each argument and the reason.
     """
-    idle, known = method.without_effect(), arguments(type(method))
+    idle, known, found = method.without_effect(), arguments(type(method)), dict[str, str]()
     for key, value in given.items():
         value = tuple(value) if isinstance(value, list) else value
         if key in idle and value and value not in (known[key].default, without(key, method, given)):
-            raise ConfigError(f"{key} = {value!r} has no effect: {idle[key]}", remedy=f"leave {key} out")
+            found[key] = f"{key} = {value!r} has no effect: {idle[key]}"
+    if found:
+        raise ConfigError("; ".join(found.values()), remedy=f"leave {', '.join(found)} out")
 
 
 def without(key: str, method: PromptMethod, given: Mapping[str, Any]) -> Any:

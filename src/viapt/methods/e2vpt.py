@@ -11,7 +11,7 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from viapt.errors import BackboneError, ConfigError
+from viapt.errors import BackboneError, check_rules
 from viapt.methods.base import PromptMethod, init_bound, rows_of, stand_in
 from viapt.widths import Widths, prompt_parameter
 
@@ -56,11 +56,12 @@ class E2VPT(PromptMethod):
         dim = self.dim
         self.num_prompts, self.key_value_prompts = num_prompts, key_value_prompts
         self.shared_key_value, self.segments = shared_key_value, segments
-        if num_prompts < 1 or key_value_prompts < 1:
-            found = f"num_prompts = {num_prompts}, key_value_prompts = {key_value_prompts}"
-            raise ConfigError(f"{found} is not possible", expected="at least 1 of each")
-        if segments < 1 or dim % segments:
-            raise ConfigError(f"segments = {segments} is not possible", expected=f"a divisor of {dim}")
+        rules = [
+            ("num_prompts", num_prompts >= 1, "at least 1"),
+            ("key_value_prompts", key_value_prompts >= 1, "at least 1"),
+            ("segments", segments >= 1 and dim % segments == 0, f"a divisor of {dim}"),
+        ]
+        check_rules(vars(self), rules)
         bound, kinds = init_bound(dim, patch_size), 1 if shared_key_value else 2
         self.prompts = prompt_parameter(depth, num_prompts, dim, bound=bound)
         self.attentions = nn.ModuleList(Widened(kinds, key_value_prompts, dim) for _ in range(depth))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from viapt.errors import ConfigError
+from viapt.errors import check_rules
 from viapt.methods.base import PromptMethod, init_bound, rows_of
 from viapt.widths import Stage, Widths, at, by_stage, stage_prompts
 
@@ -48,10 +48,11 @@ class VFPT(PromptMethod):
     ) -> None:
         super().__init__(dim, depth, patch_size)
         self.num_prompts, self.fourier_share, self.fourier_axes = num_prompts, fourier_share, fourier_axes
-        if num_prompts < 1:
-            raise ConfigError(f"num_prompts = {num_prompts} is not possible", expected="at least 1")
-        if not 0 <= fourier_share <= 1:
-            raise ConfigError(f"fourier_share = {fourier_share} is not possible", expected="0 to 1")
+        rules = [
+            ("num_prompts", num_prompts >= 1, "at least 1"),
+            ("fourier_share", 0 <= fourier_share <= 1, "0 to 1"),
+        ]
+        check_rules(vars(self), rules)
         self.transformed = math.floor(fourier_share * num_prompts)
         self.prompts = stage_prompts(self.stages, num_prompts, bound=init_bound(self.dim, patch_size))
         self.transform = by_stage(self.stages, self.build_transform)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from viapt.errors import ConfigError
+from viapt.errors import check_rules
 from viapt.reduction import REDUCTIONS
 
 if TYPE_CHECKING:
@@ -22,20 +22,22 @@ def check(method: ViaPT) -> None:
     """Refuse what makes no sense.
 
     Raises:
-        ConfigError: naming the argument, its value and its range.
+        ConfigError: naming each argument, its value and its range.
     """
     p, instance, m, d = method.num_prompts, method.num_instance_prompts, method.kept_dim, method.dim
     kernels, rows, most = method.generator_kernels, method.fresh_rows, method.max_kept_dim
     adaptive, reductions = isinstance(m, str), ", ".join(REDUCTIONS)
-    rules: list[tuple[str, bool, str]] = [
+    # What is bounded by an argument that is itself impossible is no problem of its own.
+    least_rows = max(1, p - instance) if instance >= 0 else 1
+    rules = [
         ("num_prompts", p >= 1, "at least 1"),
-        ("num_instance_prompts", 0 <= instance <= p, f"0 to num_prompts = {p}"),
+        ("num_instance_prompts", instance >= 0 and (p < 1 or instance <= p), f"0 to num_prompts = {p}"),
         ("kept_dim", isinstance(m, str) or 0 <= m <= d, f"0 to the embedding dimension {d}, or adaptive"),
         ("explained", 0 < method.explained <= 1, "above 0, at most 1"),
         ("max_kept_dim", most is None or 1 <= most < d, f"1 to {d - 1}"),
         (
             "fresh_rows",
-            max(1, p - instance) <= rows <= p,
+            p < 1 or least_rows <= rows <= p,
             f"num_prompts - num_instance_prompts, but 1 at least, to {p}",
         ),
         ("reduction", method.reduction in REDUCTIONS, f"one of {reductions}"),
@@ -64,9 +66,7 @@ def check(method: ViaPT) -> None:
         ),
         ("generator_lr", 0 < method.generator_lr < math.inf, "a finite number above 0"),
     ]
-    for name, holds, expected in rules:
-        if not holds:
-            raise ConfigError(f"{name} = {getattr(method, name)!r} is not possible", expected=expected)
+    check_rules(vars(method), rules)
 
 
 def without_effect(method: ViaPT) -> dict[str, str]:

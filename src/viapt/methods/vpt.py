@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from viapt.errors import ConfigError
+from viapt.errors import ConfigError, check_rules
 from viapt.methods.base import InitialPrompts, PromptMethod, init_bound, rows_of
 from viapt.widths import PromptsByStage, Widths, at, by_stage, prompt_parameter, stage_prompts
 
@@ -39,15 +39,15 @@ class VPT(PromptMethod):
         super().__init__(dim, depth, patch_size)
         self.sets, self.num_prompts, self.projected_dim, self.dropout = sets, num_prompts, projected_dim, dropout
         self.initial_prompts = initial_prompts
-        if num_prompts < 1:
-            raise ConfigError(f"num_prompts = {num_prompts} is not possible", expected="at least 1")
-        if projected_dim is not None and projected_dim < 1:
-            raise ConfigError(f"projected_dim = {projected_dim} is not possible", expected="at least 1, or none")
-        if initial_prompts == "tokens" and (projected_dim is not None or len(self.stages) > 1):
-            why = "with projected_dim" if len(self.stages) == 1 else "for blocks of several widths"
-            raise ConfigError(f"initial_prompts = 'tokens' is not possible {why}", expected="uniform")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"dropout = {dropout} is not possible", expected="0 or above, below 1")
+        where = "with projected_dim" if len(self.stages) == 1 else "for blocks of several widths"
+        plain = projected_dim is None and len(self.stages) == 1
+        rules = [
+            ("num_prompts", num_prompts >= 1, "at least 1"),
+            ("projected_dim", projected_dim is None or projected_dim >= 1, "at least 1, or none"),
+            ("initial_prompts", initial_prompts == "uniform" or plain, f"uniform {where}"),
+            ("dropout", 0 <= dropout < 1, "0 or above, below 1"),
+        ]
+        check_rules(vars(self), rules)
         width = self.dim if projected_dim is None else projected_dim
         bound = init_bound(width, patch_size)
         if sets > 1 and projected_dim is None:
