@@ -19,6 +19,7 @@ from statsmodels.stats.multitest import multipletests
 
 import viapt
 from bench_cases import small_plan, small_world
+from viapt.bench.commands import rows_of
 from viapt.bench.engines import LocalEngine
 from viapt.bench.experiments import EXPERIMENTS, Axis, Design, Entrant, Experiment, Family
 from viapt.bench.findings import findings
@@ -26,7 +27,7 @@ from viapt.bench.jobs import measured
 from viapt.bench.plan import Problems
 from viapt.bench.protocol import Protocol
 from viapt.bench.records import export, load_records
-from viapt.bench.results import conclusion, rows_of, write_page
+from viapt.bench.results import conclusion, hours, write_page
 from viapt.bench.runner import run
 from viapt.bench.search import space_of
 from viapt.bench.store import FINAL, Store
@@ -418,6 +419,11 @@ def test_rows_as_the_command_line_takes_them_keep_the_rates_of_then():
     ]
     searched = [row("full", "full", then), row("full", "full", 0.25, trial=0)]
     assert rows_of(searched) == ["full"]
+
+
+def test_a_job_that_rows_share_is_paid_once():
+    shared = [{"key": "a", "job_seconds": 3600.0}, {"key": "a", "job_seconds": 3600.0}]
+    assert hours([*shared, {"key": "b", "job_seconds": 1800.0}]) == 1.5
 
 
 def test_the_search_space_and_the_entrants_go_together():

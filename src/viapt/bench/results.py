@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from viapt.bench.caveats import GENERAL
+from viapt.bench.commands import command, tasks_and_seeds
 from viapt.bench.experiments import EXPERIMENTS, Experiment
 from viapt.bench.findings import Record, findings
 from viapt.bench.protocol import Protocol
@@ -20,15 +21,14 @@ from viapt.bench.records import export, load_failures, load_records
 from viapt.bench.shown import remarks
 from viapt.bench.store import FINAL, Store
 from viapt.bench.suite_tables import data_table
+from viapt.bench.suites import title
 from viapt.checkpoint import replace_file
 from viapt.errors import ArtifactError, ConfigError
-from viapt.methods import METHODS
 from viapt.report.rendering import Plot, check_libraries, render
 
 OPEN, CLOSE = "<!-- conclusion -->", "<!-- /conclusion -->"
 UNWRITTEN = "Not written yet."
 INDEX = "README.md"
-FLAGS = {"read_test"}
 
 
 def check_results() -> None:
@@ -142,42 +142,9 @@ def run_facts(
     }
 
 
-def tasks_and_seeds(records: Sequence[Record]) -> tuple[list[str], list[int]]:
-    """Of the trainings that count, in order."""
-    tasks = sorted({record["task"] for record in records})
-    return tasks, sorted({record["seed"] for record in records if record["trial"] == FINAL})
-
-
 def hours(records: Sequence[Record]) -> float:
-    """Of all jobs, one after the other."""
-    return sum(record["job_seconds"] for record in records) / 3600
-
-
-def command(name: str, experiment: Experiment | None, protocol: Protocol, records: Sequence[Record]) -> str:
-    """The command that makes the records again, in a folder of their name: a folder has one protocol."""
-    tasks, seeds = tasks_and_seeds(records)
-    parts = [f"viapt bench {experiment.name if experiment else 'run'}", f"--out runs/{name}"]
-    parts.append(f"--tasks {' '.join(tasks)} --seeds {' '.join(map(str, seeds))}")
-    normal = Protocol(**experiment.protocol) if experiment else Protocol()
-    for field in fields(Protocol):
-        value = getattr(protocol, field.name)
-        if value == getattr(normal, field.name) or field.name == "space":
-            continue
-        option = f"--{field.name.replace('_', '-')}"
-        if field.name == "image_sizes":
-            parts.append("--image-size " + " ".join(f"{task}={side}" for task, side in value.items()))
-        else:
-            parts.append(option if field.name in FLAGS else f"{option} {value}")
-    parts += [f"--search {' '.join(map(in_range, protocol.space.items()))}"] if protocol.space else []
-    return " ".join(parts) + ("" if experiment else " --methods " + " ".join(rows_of(records)))
-
-
-def in_range(pair: tuple[str, Any]) -> str:
-    """A part of a search space as `--search` takes it."""
-    name, values = pair
-    if "choices" in values:
-        return f"{name}={','.join(map(str, values['choices']))}"
-    return f"{name}={values['low']}..{values['high']}{':log' if values.get('log') else ''}"
+    """Of all jobs, one after the other; one that several rows share counts once."""
+    return sum({record["key"]: record["job_seconds"] for record in records}.values()) / 3600
 
 
 def conclusion(page: Path) -> str:
@@ -201,7 +168,7 @@ def write_index(results: Path) -> Path:
         ArtifactError: records that cannot be read, or an index without its marks.
     """
     rows, commands = [], []
-    runs: dict[str, Record] = {}  # each once: two tables may show the same ones
+    every: list[Record] = []
     stems = [path.stem for path in sorted(results.glob("*.json"))]
     for stem in dict.fromkeys([*stems, *EXPERIMENTS]):
         path, experiment = results / f"{stem}.json", EXPERIMENTS.get(stem)
@@ -210,8 +177,9 @@ def write_index(results: Path) -> Path:
             commands.append(f"viapt bench {stem} --out runs/{stem}")
             continue
         protocol, records = load_records(path)
-        runs |= {record["key"]: record for record in records}
-        size = f"training images {protocol.train}, epochs {protocol.epochs}, side {protocol.image_size} px"
+        every += records
+        images = title(protocol.suite) if protocol.suite else f"training images {protocol.train}"
+        size = f"{images}, epochs {protocol.epochs}, side {protocol.image_size} px"
         question = experiment.question if experiment else f"A table of methods: {size}."
         pages = [name for name in (f"{stem}.md", f"{stem}/report.md") if (results / name).exists()]
         page = f"[{stem}]({pages[0]})" if pages else stem
@@ -222,30 +190,9 @@ def write_index(results: Path) -> Path:
         else:
             commands.append(f"viapt bench report {path.name} --out {stem} --part {protocol.part}  # the tables alone")
     index = results / INDEX
-    total = hours(list(runs.values()))
-    values = {"rows": rows, "commands": commands, "hours": f"{total:.2f}", "conclusion": conclusion(index)}
+    values = {"rows": rows, "commands": commands, "hours": f"{hours(every):.2f}", "conclusion": conclusion(index)}
     write_text(index, "results.md", values | {"marks": (OPEN, CLOSE)})
     return index
-
-
-def rows_of(records: Sequence[Record]) -> list[str]:
-    """The rows of a table as `--methods` takes them; with their learning rate where it was another default's."""
-    return list(dict.fromkeys(as_given(record["method"], rate_of(record, records)) for record in records))
-
-
-def rate_of(record: Record, records: Sequence[Record]) -> float | None:
-    """The learning rate of a row, if neither its name nor today's default says it, and no search found it."""
-    rate, method = record["job"]["training"].get("lr"), METHODS.get(record["job"]["method"])
-    searched, said = any(one["trial"] != FINAL for one in records), "lr=" in record["method"]
-    return None if searched or said or method is None or rate == method.learning_rate else rate
-
-
-def as_given(name: str, rate: float | None = None) -> str:
-    """ "viapt(kept_dim=32, lr=0.01)" as the command line takes it."""
-    method, _, listed = name.partition("(")
-    settings = re.split(r", (?=[a-z_]+=)", listed.removesuffix(")")) if listed else []
-    settings += [] if rate is None else [f"lr={rate}"]
-    return f"'{method}:{';'.join(settings)}'" if settings else method
 
 
 def write_pictures(figures: Sequence[Plot], folder: Path) -> None:
