@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -364,35 +367,46 @@ def test_policies_are_averaged_as_plain_code_does():
     assert f"multi, R = 3 ({100 * gap.mean():+.1f}" in sentence
 
 
-@pytest.mark.parametrize("name", ["kept-dim", "inference", "reduction"])
-def test_pages_have_their_pictures(name, tmp_path):
-    experiment, rng = EXPERIMENTS[name], np.random.default_rng(0)
+def toy_file(path: Path, experiment: Experiment, rates: Mapping[str, float] = MappingProxyType({})) -> Path:
+    """What `export` would write of two tasks and two seeds: random numbers; rates are the defaults, but for some."""
+    rng = np.random.default_rng(0)
     few: dict[str, Any] = {"rounds": 3, "draws": 2} if "rounds" in experiment.protocol else {}
     protocol = Protocol(**few)
-    job: dict[str, Any] = {
-        "versions": {"torch": "2"},
-        "code": "a-b",
-        "device": "cpu",
-        "split_hash": "s",
-        "method": "viapt",
-    }
-    job["training"] = {"selection": "last"}
+    common = {"versions": {"torch": "2"}, "code": "a-b", "device": "cpu", "split_hash": "s"}
     more = {"dim": 384, "device": "a CPU", "viapt": "0", "job_seconds": 36.0, "data_hash": "d", "data_source": "toy 1"}
-    records = [
-        record(e.name, t, s, float(rng.uniform()), **more, job={}, policies=policies(rng) if protocol.rounds else [])
-        for e in experiment.design(384).entrants
-        for t in experiment.tasks[:2]
-        for s in (0, 1)
-    ]
-    content = {"format": 1, "protocol": protocol.to_dict(), "common": job, "records": records, "failures": []}
-    path = tmp_path / f"{name}.json"
+    records = []
+    for e in experiment.design(384).entrants:
+        rate = rates.get(e.name, method_class(e.method).learning_rate)
+        more["job"] = {"method": e.method, "training": {"selection": "last", "lr": rate}}
+        for task, seed in product(experiment.tasks[:2], (0, 1)):
+            found = policies(rng) if protocol.rounds else []
+            records.append(record(e.name, task, seed, float(rng.uniform()), **more, policies=found))
+    content = {"format": 1, "protocol": protocol.to_dict(), "common": common, "records": records, "failures": []}
     path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["kept-dim", "inference", "reduction"])
+def test_pages_have_their_pictures(name, tmp_path):
+    experiment = EXPERIMENTS[name]
+    path = toy_file(tmp_path / f"{name}.json", experiment)
+    _, records = load_records(path)
     page = write_page(experiment, path)
     text, pictures = page.read_text(), {p.name: p.read_bytes() for p in (tmp_path / "pictures").iterdir()}
     assert {f"pictures/{p}" for p in pictures} == set(re.findall(r"\]\((pictures/[^)]*)\)", text))
     assert all(content.startswith(b"\x89PNG") for content in pictures.values()) and "nan" not in text.lower()
     assert len(pictures) == {"kept-dim": 3, "inference": 2, "reduction": 2}[name]
     assert f"{len(records)}, {len(records) / 100:.2f} hours of compute" in text
+    assert "was trained at" not in text
+
+
+def test_rows_that_their_command_would_train_at_another_rate_are_told(tmp_path):
+    experiment, now = EXPERIMENTS["structured"], method_class("lora").learning_rate
+    (lora,) = (e.name for e in experiment.design(384).entrants if e.method == "lora")
+    path = toy_file(tmp_path / "structured.json", experiment, {lora: 0.125})
+    text = write_page(experiment, path).read_text()
+    (note,) = [line for line in text.splitlines() if "was trained at" in line]
+    assert note.startswith(f"- {lora} was trained at a learning rate of 0.125; its default now is {now}, with which")
 
 
 def test_gaps_are_told_not_filled():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from viapt.bench.caveats import GENERAL
-from viapt.bench.commands import command, tasks_and_seeds
+from viapt.bench.commands import command, rate_of, tasks_and_seeds
 from viapt.bench.experiments import EXPERIMENTS, Experiment
 from viapt.bench.findings import Record, findings
 from viapt.bench.protocol import Protocol
@@ -24,6 +24,7 @@ from viapt.bench.suite_tables import data_table
 from viapt.bench.suites import title
 from viapt.checkpoint import replace_file
 from viapt.errors import ArtifactError, ConfigError
+from viapt.methods import METHODS
 from viapt.report.rendering import Plot, check_libraries, render
 
 OPEN, CLOSE = "<!-- conclusion -->", "<!-- /conclusion -->"
@@ -103,7 +104,7 @@ def contents(
         raise ConfigError(f"{path} holds no runs of the experiment {experiment.name}")
     found, notes = findings(design, protocol, final)
     others = sorted({record["method"] for record in records} - names)
-    notes = [*notes, *remarks(own)] if notes else [GENERAL[0], *remarks(own)]
+    notes = [*(notes or GENERAL[:1]), *remarks(own), *on_rates(own)]
     if others:
         notes.append(
             f"The records hold others, too, that the experiment does not have (any more): {', '.join(others)}."
@@ -122,6 +123,17 @@ def contents(
         "facts": facts | {name: in_words(value) for name, value in protocol.to_dict().items()},
         "marks": (OPEN, CLOSE),
     }
+
+
+def on_rates(records: Sequence[Record]) -> list[str]:
+    """A note on each entrant that its command would train at another learning rate than it was."""
+    rates = dict.fromkeys((one["method"], one["job"]["method"], rate_of(one, records)) for one in records)
+    return [
+        f"{name} was trained at a learning rate of {rate}; its default now is {METHODS[method].learning_rate}, with "
+        "which the command under 'What was run' would train it."
+        for name, method, rate in rates
+        if rate is not None
+    ]
 
 
 def run_facts(
