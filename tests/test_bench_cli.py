@@ -21,6 +21,7 @@ from viapt.bench.shown import Display, clock, remarks, spread
 from viapt.bench.store import Cell, Store
 from viapt.cli import main
 from viapt.cli.bench_options import make_engine
+from viapt.errors import ArtifactError
 
 SIZES = "--image-size 32 --train 40 --val 20 --test 30 --epochs 1 --batch-size 20 --precision float32 --threads 1"
 
@@ -175,6 +176,25 @@ def test_the_live_table_says_how_things_are(tmp_path):
 
 def test_words():
     assert spread([]) == "-" and spread([0.5]) == "50.00 (1)" and spread([0.5, 0.52]) == "51.00 ± 1.41 (2)"
+def test_the_live_table_is_made_now_and_then_and_at_the_end(tmp_path, monkeypatch):
+    """All records are read for it, so not for each of a thousand jobs that are skipped."""
+    monkeypatch.setattr("viapt.bench.shown.PAUSE", 3600.0)
+    made: list[int] = []
+    monkeypatch.setattr("viapt.bench.shown.summary", lambda *_: f"table {made.append(display.progress.skipped)}")
+    console = Console(force_terminal=True, file=io.StringIO())
+    with Store(tmp_path, create=True) as store:
+        with Display(store, Protocol(), console) as display:
+            for skipped in range(100):
+                display.observe(Progress(wanted=100, skipped=skipped), None, None)
+            assert made == [0]
+            display.made -= 3600
+            display.observe(Progress(wanted=100, skipped=99), None, None)
+        assert made == [0, 99, 99]
+        with pytest.raises(ArtifactError), Display(store, Protocol(), console):
+            raise ArtifactError("The store is gone")
+    assert len(made) == 3
+
+
     assert clock(3723.4) == "1:02:03" and clock(59.6) == "0:01:00"
 
 

@@ -586,3 +586,23 @@ def test_jobs_without_gpus_see_none(backbone, monkeypatch):
     assert not refused["begun"] and "planned with cpu" in refused["cause"]
     monkeypatch.setattr("viapt.bench.jobs.measured", lambda job: {"device": default_device().type})
     assert Outcome(**work_on_cpu(job, 1)) == Outcome({"device": "cpu"})
+def test_how_things_are_is_shown_while_a_job_goes_on(backbone, tmp_path, monkeypatch):
+    class Slow(InProcess):
+        def submit(self, job: Job) -> Future[dict[str, Any]]:
+            self.first, self.result = Future[dict[str, Any]](), super().submit(job).result()
+            return self.first
+
+    def end(progress: Progress, cell: Cell | None, outcome: Outcome | None) -> None:
+        told.append(outcome)
+        if len(told) == 4:
+            engine.first.set_result(engine.result)
+
+    monkeypatch.setattr("viapt.bench.runner.LOOK_AGAIN", 0.01)
+    told, engine = list[Outcome | None](), Slow()
+    patience = threading.Timer(20, lambda: engine.first.set_result(engine.result))
+    patience.start()
+    assert run(small_plan(backbone, entrants=[METHODS[0]], seeds=[0]), tmp_path, engine, end).done == 1
+    patience.cancel()
+    assert told[:4] == [None] * 4 and told[4]
+
+

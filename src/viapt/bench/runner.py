@@ -22,7 +22,7 @@ from viapt.bench.store import FILE, Cell, Store
 from viapt.errors import ConfigError, DataError
 
 LOCK = ".lock"
-LOOK_AGAIN = 10.0  # seconds after which an engine is asked for room again
+LOOK_AGAIN = 10.0  # seconds after which an engine is asked for room again, and how things are is shown
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run(plan: Plan, folder: Path, engine: Engine, observe: Observer = lambda *_:
     Args:
         folder: of the store, which is made if need be.
         engine: not yet entered.
-        observe: called at the start, and whenever something became of a job.
+        observe: called at the start, whenever something became of a job, and while nothing does every `LOOK_AGAIN`.
 
     Raises:
         ConfigError: another runner is there, or the folder has another protocol, or a search by another Optuna.
@@ -140,10 +140,13 @@ class Run:
             self.go_on(lane)
         self.submit()
         while self.waiting:
-            for future in wait(self.waiting, LOOK_AGAIN, FIRST_COMPLETED).done:
+            done = wait(self.waiting, LOOK_AGAIN, FIRST_COMPLETED).done
+            for future in done:
                 self.take(future)
             self.submit()
         return self.progress
+            if not done:
+                self.observe(self.progress, None, None)
 
     def go_on(self, lane: Lane) -> None:
         """Begin the next steps of a lane, until it has to wait."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ from viapt.bench.runner import Progress
 from viapt.bench.store import FINAL, Cell, Store
 from viapt.bench.suites import averages, title
 from viapt.pruning import PRUNING
+
+PAUSE = 0.5  # seconds between two tables
 
 
 def summary(store: Store, protocol: Protocol) -> Table:
@@ -134,22 +137,29 @@ class Display:
         self.store, self.protocol, self.console = store, protocol, console
         self.progress = Progress(0)
         self.table: RenderableType = ""
-        self.live = Live(console=console, refresh_per_second=2, get_renderable=self.render)
+        self.made = -math.inf  # when the table was
+        self.live = Live(console=console, refresh_per_second=1 / PAUSE, get_renderable=self.render)
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
             self.live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.console.is_terminal:
+            return
+        try:
+            if kind in (None, KeyboardInterrupt):
+                self.make_table()
+        finally:
             self.live.stop()
 
     def observe(self, progress: Progress, cell: Cell | None, outcome: Outcome | None) -> None:
-        """Show how things are."""
+        """Show how things are; the table, for which all records are read, as they were up to `PAUSE` ago."""
         self.progress = progress
         if self.console.is_terminal:
-            self.table = summary(self.store, self.protocol)
+            if time.monotonic() - self.made >= PAUSE:
+                self.make_table()
         elif cell is not None and outcome is not None:
             self.console.print(
                 f"{progress.wanted - progress.open}/{progress.wanted}  {cell}: {said(outcome, self.protocol)}",
@@ -177,6 +187,10 @@ def said(outcome: Outcome, protocol: Protocol) -> str:
 
 
 def clock(seconds: float) -> str:
+    def make_table(self) -> None:
+        """Here, and not in the thread that shows it: the store belongs to this one."""
+        self.table, self.made = summary(self.store, self.protocol), time.monotonic()
+
     """ "1:02:03"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
