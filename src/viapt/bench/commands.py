@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from viapt.bench.experiments import Experiment
 from viapt.bench.findings import Record
 from viapt.bench.protocol import Protocol
+from viapt.bench.publish import REFERENCE
 from viapt.bench.store import FINAL
 from viapt.methods import METHODS
 
@@ -51,6 +53,14 @@ def suite_options(protocol: Protocol) -> Iterator[str]:
     for name in suite["changed"]:
         value = suite[name]
         yield f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+
+
+def report_command(stem: str, reference: str, part: str, max_parameters: int | None) -> str:
+    """The command that makes the report of a table of methods again, in the folder of its records."""
+    parts = [f"viapt bench report {stem}.json --out {stem} --part {part}"]
+    parts += [] if reference == REFERENCE else [f"--reference {shlex.quote(reference)}"]
+    parts += [] if max_parameters is None else [f"--max-parameters {max_parameters}"]
+    return f"{' '.join(parts)}  # the tables alone"
 
 
 def in_range(pair: tuple[str, Any]) -> str:

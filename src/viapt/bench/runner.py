@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ class Run:
     def finish(self) -> Progress:
         """Go on until nothing is left."""
         self.store.expect(dict.fromkeys(self.cells))
+        self.refuse_unavailable()
         self.observe(self.progress, None, None)
         for lane in self.lanes:
             self.go_on(lane)
@@ -143,10 +145,18 @@ class Run:
             done = wait(self.waiting, LOOK_AGAIN, FIRST_COMPLETED).done
             for future in done:
                 self.take(future)
-            self.submit()
-        return self.progress
             if not done:
                 self.observe(self.progress, None, None)
+            self.submit()
+        return self.progress
+
+    def refuse_unavailable(self) -> None:
+        """Write down why the places of tasks that cannot be had stay empty; what was measured before stays."""
+        for task, cause in self.plan.unavailable.items():
+            for entrant, seed in product(self.plan.entrants, self.plan.seeds):
+                cell = Cell(entrant.name, task, seed)
+                if not self.store.is_done(cell):
+                    self.store.refuse(cell, cause)
 
     def go_on(self, lane: Lane) -> None:
         """Begin the next steps of a lane, until it has to wait."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -26,9 +26,10 @@ def summary(store: Store, protocol: Protocol) -> Table:
     """Mean ± standard deviation over seeds in per cent, by method and task, with how many seeds are there."""
     part = protocol.part
     final = [record for record in store.records() if record["trial"] == FINAL]
-    wanted = [*store.open_cells(), *(failure.cell for failure in store.failures())]
-    places = [(record["method"], record["task"]) for record in final] + [(cell.method, cell.task) for cell in wanted]
-    methods, tasks = (sorted({place[index] for place in places}) for index in (0, 1))
+    failures, begun = store.failures(), store.open_cells()
+    begun += [failure.cell for failure in failures if failure.has_job]
+    methods = sorted({one["method"] for one in final} | {c.method for c in [*begun, *(f.cell for f in failures)]})
+    tasks = sorted({one["task"] for one in final} | {cell.task for cell in begun})  # those that could be had
     headings = averages_of(dict.fromkeys(tasks, 0.0), protocol)
     table = Table("method", "learnable", *tasks, *headings, box=None, pad_edge=False)
     for method in methods:
@@ -117,6 +118,25 @@ def on_trainings(records: list[dict[str, Any]]) -> Iterator[str]:
         yield f"Trained twice, with the epochs of the protocol each time, to be pruned: {', '.join(sorted(pruned))}."
 
 
+def by_cause(causes: Iterable[tuple[Cell, str]]) -> list[str]:
+    """Why places are empty, a line for each task and cause: "elpv: 70 places: it cannot be fetched here"."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell, cause in causes:
+        found.setdefault((cell.task, cause), []).append(cell)
+    return [f"{places(cells)}: {cause}" for (_, cause), cells in found.items()]
+
+
+def places(cells: Sequence[Cell]) -> str:
+    """One of a task by its name; of several what they have in common, and how many they are."""
+    if len(cells) == 1:
+        return str(cells[0])
+    methods, seeds = {cell.method for cell in cells}, sorted({cell.seed for cell in cells})
+    if len(methods) > 1:
+        return f"{cells[0].task}: {len(cells)} places"
+    told = f", seeds {', '.join(map(str, seeds))}" if len(seeds) == len(cells) else ""
+    return f"{cells[0].method}, {cells[0].task}{told}: {len(cells)} places"
+
+
 def heading(protocol: Protocol) -> str:
     """What the numbers are."""
     parts = {"test": "on the test split, read once", "val": "on validation images"}
@@ -167,6 +187,10 @@ class Display:
                 soft_wrap=True,
             )
 
+    def make_table(self) -> None:
+        """Here, and not in the thread that shows it: the store belongs to this one."""
+        self.table, self.made = summary(self.store, self.protocol), time.monotonic()
+
     def render(self) -> RenderableType:
         """The table, and how far it is."""
         now = self.progress
@@ -187,10 +211,6 @@ def said(outcome: Outcome, protocol: Protocol) -> str:
 
 
 def clock(seconds: float) -> str:
-    def make_table(self) -> None:
-        """Here, and not in the thread that shows it: the store belongs to this one."""
-        self.table, self.made = summary(self.store, self.protocol), time.monotonic()
-
     """ "1:02:03"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
