@@ -17,10 +17,11 @@ from viapt.bench.jobs import Outcome
 from viapt.bench.plan import Plan
 from viapt.bench.protocol import Protocol
 from viapt.bench.runner import Progress
-from viapt.bench.shown import Display, clock, remarks, spread
+from viapt.bench.shown import Display, by_cause, clock, remarks, spread
 from viapt.bench.store import Cell, Store
 from viapt.cli import main
 from viapt.cli.bench_options import make_engine
+from viapt.errors import ArtifactError
 
 SIZES = "--image-size 32 --train 40 --val 20 --test 30 --epochs 1 --batch-size 20 --precision float32 --threads 1"
 
@@ -49,13 +50,15 @@ def test_run_show_export(bench, backbone, tmp_path):
     asked = ["--methods", "linear", "linear:lr=1e30;weight_decay=1e3", "--seeds", 0, 1, *SIZES.split()]
     code, table, err = bench("run", "--out", out, "--backbone", backbone, "--tasks", "elpv", "silhouettes", *asked)
     assert code == 1 and "Not available: silhouettes" in err and err.count("failed: Training stopped") == 2
-    assert "2 done, 2 failed, 0 open" in table and "on validation images" in table
+    assert "2 done, 2 failed, 4 without a job, 0 open" in table and "on validation images" in table
     rows = {line.split()[0]: line for line in table.splitlines() if line.startswith("linear")}
     with Store(out) as store:
         values = [100 * record["val_accuracy"] for record in store.records()]
     assert f"{sum(values) / 2:.2f} ± {abs(values[0] - values[1]) / 2**0.5:.2f} (2)" in rows["linear"]
     code, shown, err = bench("show", out)
-    assert code == 0 and shown.split() == table.split() and err.count("not finite") == 2
+    assert code == 0 and shown.split() == table.split() and "silhouettes" not in shown
+    assert err.count("not finite") == 2 and err.count("Failed: linear(lr=1e+30, weight_decay=1000.0), elpv, seed") == 2
+    assert err.count("silhouettes") == 1 and "\nNo job: silhouettes: 4 places: " in err
     code, said, _ = bench("export", out, "--json", file)
     assert code == 0 and said == f"{file}: 2 records\n"
     code, said, _ = bench("restore", file, "--out", tmp_path / "there")
@@ -63,7 +66,7 @@ def test_run_show_export(bench, backbone, tmp_path):
     assert bench("show", tmp_path / "there")[1].split()[-6:] == ["2", "done,", "0", "failed,", "0", "open"]
     code, _, err = bench("restore", file, "--out", tmp_path / "there")
     assert code == 2 and "holds results already" in err
-    assert [failure["times"] for failure in json.loads(file.read_text())["failures"]] == [1, 1]
+    assert [failure["times"] for failure in json.loads(file.read_text())["failures"]] == [1] * 6
 
 
 def test_all_problems_in_one_paragraph_and_nothing_started(bench, backbone, tmp_path):
@@ -190,6 +193,38 @@ def test_the_live_table_says_how_things_are(tmp_path):
             console.print(display.render())
     text = console.export_text()
     assert "50.00 (1)" in text and "fashion" in text and "1 done, 0 done before, 1 failed, 1 open" in text
+
+
+def test_the_live_table_is_made_now_and_then_and_at_the_end(tmp_path, monkeypatch):
+    """All records are read for it, so not for each of a thousand jobs that are skipped."""
+    monkeypatch.setattr("viapt.bench.shown.PAUSE", 3600.0)
+    made: list[int] = []
+    monkeypatch.setattr("viapt.bench.shown.summary", lambda *_: f"table {made.append(display.progress.skipped)}")
+    console = Console(force_terminal=True, file=io.StringIO())
+    with Store(tmp_path, create=True) as store:
+        with Display(store, Protocol(), console) as display:
+            for skipped in range(100):
+                display.observe(Progress(wanted=100, skipped=skipped), None, None)
+            assert made == [0]
+            display.made -= 3600
+            display.observe(Progress(wanted=100, skipped=99), None, None)
+        assert made == [0, 99, 99]
+        with pytest.raises(ArtifactError), Display(store, Protocol(), console):
+            raise ArtifactError("The store is gone")
+    assert len(made) == 3
+
+
+def test_places_of_one_task_and_cause_are_one_line():
+    cells = [Cell(method, "elpv", seed) for method in ("a", "b") for seed in (0, 1)]
+    assert by_cause((cell, "gone.") for cell in cells) == ["elpv: 4 places: gone."]
+    assert by_cause((cell, f"{cell.method} failed") for cell in cells) == [
+        "a, elpv, seeds 0, 1: 2 places: a failed",
+        "b, elpv, seeds 0, 1: 2 places: b failed",
+    ]
+    trials = [Cell("a", "elpv", 0, trial) for trial in range(3)]
+    assert by_cause((cell, "lost") for cell in trials) == ["a, elpv: 3 places: lost"]
+    two = [(Cell("a", "elpv", 0, 1), "lost"), (Cell("a", "fashion", 0), "lost")]
+    assert by_cause(two) == ["a, elpv, seed 0, trial 2: lost", "a, fashion, seed 0: lost"]
 
 
 def test_words():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 import viapt
-from bench_cases import small_plan, small_world
+from bench_cases import SMALL, small_plan, small_world
+from viapt.bench.commands import rows_of
 from viapt.bench.engines import LocalEngine
 from viapt.bench.experiments import EXPERIMENTS, Axis, Design, Entrant, Experiment, Family
 from viapt.bench.findings import findings
@@ -26,10 +30,10 @@ from viapt.bench.jobs import measured
 from viapt.bench.plan import Problems
 from viapt.bench.protocol import Protocol
 from viapt.bench.records import export, load_records
-from viapt.bench.results import conclusion, rows_of, write_page
+from viapt.bench.results import conclusion, hours, publish, write_page
 from viapt.bench.runner import run
 from viapt.bench.search import space_of
-from viapt.bench.store import FINAL, Store
+from viapt.bench.store import FINAL, Cell, Failure, Store
 from viapt.cli import main
 from viapt.cli.bench_experiments import HELP
 from viapt.cli.bench_options import Asked
@@ -211,8 +215,16 @@ def test_one_command_makes_records_page_and_index(bench, backbone, tmp_path):
         "bench run --out runs/table ",
     ):
         assert words in told.replace("\\_", "_"), words
-    assert bench("results", results)[0] == 0
+    for name in ("report.md", "report.html"):
+        (results / "table" / name).rename(tmp_path / name)
+    (results / "table" / "report.md").write_text("measured on the val part. The reference is vpt-deep.")
+    (results / "bare.json").write_bytes((results / "table.json").read_bytes())
+    code, made, _ = bench("results", results)
+    assert code == 0 and str(results / "table" / "report.html") in made and not (results / "bare").exists()
+    for name in ("report.md", "report.html"):
+        assert (results / "table" / name).read_text() == (tmp_path / name).read_text()
     index = (results / "README.md").read_text()
+    assert "viapt bench report table.json --out table --part val --reference vpt-deep  # the" in index
     said = "A table of methods: training images 40, epochs 1, side 32 px."
     assert f"[table](table/report.md) | {said} | 16 |" in index
     assert "viapt bench run --out runs/table --tasks" in index
@@ -363,35 +375,126 @@ def test_policies_are_averaged_as_plain_code_does():
     assert f"multi, R = 3 ({100 * gap.mean():+.1f}" in sentence
 
 
+def toy_file(
+    path: Path,
+    experiment: Experiment,
+    rates: Mapping[str, float] = MappingProxyType({}),
+    failures: Sequence[Failure] = (),
+    **changes: Any,
+) -> Path:
+    """What `export` would write of two tasks and two seeds: random numbers; rates are the defaults, but for some."""
+    rng = np.random.default_rng(0)
+    few: dict[str, Any] = {"rounds": 3, "draws": 2} if "rounds" in experiment.protocol else {}
+    protocol = Protocol(**few | changes)
+    common = {"versions": {"torch": "2"}, "code": "a-b", "device": "cpu", "split_hash": "s"}
+    more = {"dim": 384, "device": "a CPU", "viapt": "0", "job_seconds": 36.0, "data_hash": "d", "data_source": "toy 1"}
+    records = []
+    for e in experiment.design(384).entrants:
+        rate = rates.get(e.name, method_class(e.method).learning_rate)
+        more["job"] = {"method": e.method, "training": {"selection": "last", "lr": rate}}
+        for task, seed in product(experiment.tasks[:2], (0, 1)):
+            found = policies(rng) if protocol.rounds else []
+            records.append(record(e.name, task, seed, float(rng.uniform()), **more, policies=found))
+    content = {"format": 1, "protocol": protocol.to_dict(), "common": common, "records": records}
+    content["failures"] = [vars(one.cell) | {"cause": one.cause, "times": one.times} for one in failures]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+# What is there stays
+
+
+def lacking(source: Path, target: Path) -> Path:
+    """A file of records without the last one."""
+    content = json.loads(source.read_text())
+    target.write_text(json.dumps(content | {"records": content["records"][:-1]}))
+    return target
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_records_that_would_be_lost_are_not_replaced_unasked(tmp_path):
+    experiment, results = EXPERIMENTS["corner-cases"], tmp_path / "results"
+    whole = toy_file(tmp_path / "whole.json", experiment)
+    other = toy_file(tmp_path / "other.json", experiment, epochs=3)
+    few = lacking(whole, tmp_path / "few.json")
+    publish(experiment, few, results)
+    publish(experiment, whole, results)  # more records lose none
+    before = contents_of(results)
+    publish(experiment, results / "corner-cases.json", results)
+    for source, words in (
+        (few, r"1 of 16 records that .*few.json lacks: .*, seed 1\. To do: .*--results DIR; or --replace"),
+        (other, r"another protocol: epochs 10 there, 3 here\. To do: .*--results DIR; or --replace"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            publish(experiment, source, results)
+        assert contents_of(results) == before
+        publish(experiment, source, results, overwrite=True)
+        assert load_records(results / "corner-cases.json") == load_records(source)
+        publish(experiment, whole, results, overwrite=True)
+        assert contents_of(results) == before
+
+
+def test_another_protocol_is_refused_before_jobs_are_done(bench, backbone, tmp_path, monkeypatch):
+    experiment, results, out = EXPERIMENTS["corner-cases"], tmp_path / "results", tmp_path / "jobs"
+    asked = ["--out", out, "--results", results, "--tasks", "elpv", "--backbone", backbone, *SIZES.split()]
+    path = toy_file(results / "corner-cases.json", experiment, precision="float32")
+    before, started = contents_of(results), []
+    monkeypatch.setattr("viapt.cli.bench_experiments.carry_out", lambda *given: started.append(given) or 1)
+    code, _, err = bench("corner-cases", *asked, "--seeds", -1)
+    assert code == 2 and "another protocol" in err and "train 800 there, 40 here" in err and "seed -1" in err
+    assert not started and not out.exists() and contents_of(results) == before
+    code, _, err = bench("corner-cases", *asked, "--replace")
+    assert len(started) == 1 and code == 2 and f"{out} holds no bench.sqlite" in err  # since nothing was done
+    path.unlink()
+
+    # A precision that is decided only when all is checked.
+    small = SMALL | {"backbone": backbone, "precision": "bfloat16"}
+    toy_file(path, experiment, **small)
+    asked[asked.index("float32")] = "auto"
+    monkeypatch.setattr("viapt.bench.plan.choose_precision", lambda *_: SimpleNamespace(name="float32"))
+    code, _, err = bench("corner-cases", *asked)
+    assert code == 2 and "precision 'bfloat16' there, 'float32' here" in err and len(started) == 1, err
+
+
+def test_places_that_stay_empty_are_told_on_the_page(tmp_path):
+    experiment = EXPERIMENTS["corner-cases"]
+    names = [entrant.name for entrant in experiment.design(384).entrants]
+    empty = [Failure(Cell(name, "moon", seed), "no pictures of it", "", 1) for name in names for seed in (0, 1)]
+    empty.append(Failure(Cell("gone", "sun", 9), "too bright", "", 1))  # of no entrant
+    text = write_page(experiment, toy_file(tmp_path / "corner-cases.json", experiment, failures=empty)).read_text()
+    assert "- 16 of 24 runs: 4 entrants, 2 tasks, 2 seeds," in text and "Not measured: the task moon." in text
+    failed = text.partition("## What failed")[2].partition("## What was run")[0].split("\n")
+    assert [line for line in failed if line] == [
+        "- moon: 8 places: no pictures of it",
+        "- gone, sun, seed 9: too bright",
+    ]
+
+
 @pytest.mark.parametrize("name", ["kept-dim", "inference", "reduction"])
 def test_pages_have_their_pictures(name, tmp_path):
-    experiment, rng = EXPERIMENTS[name], np.random.default_rng(0)
-    few: dict[str, Any] = {"rounds": 3, "draws": 2} if "rounds" in experiment.protocol else {}
-    protocol = Protocol(**few)
-    job: dict[str, Any] = {
-        "versions": {"torch": "2"},
-        "code": "a-b",
-        "device": "cpu",
-        "split_hash": "s",
-        "method": "viapt",
-    }
-    job["training"] = {"selection": "last"}
-    more = {"dim": 384, "device": "a CPU", "viapt": "0", "job_seconds": 36.0, "data_hash": "d", "data_source": "toy 1"}
-    records = [
-        record(e.name, t, s, float(rng.uniform()), **more, job={}, policies=policies(rng) if protocol.rounds else [])
-        for e in experiment.design(384).entrants
-        for t in experiment.tasks[:2]
-        for s in (0, 1)
-    ]
-    content = {"format": 1, "protocol": protocol.to_dict(), "common": job, "records": records, "failures": []}
-    path = tmp_path / f"{name}.json"
-    path.write_text(json.dumps(content))
+    experiment = EXPERIMENTS[name]
+    path = toy_file(tmp_path / f"{name}.json", experiment)
+    _, records = load_records(path)
     page = write_page(experiment, path)
     text, pictures = page.read_text(), {p.name: p.read_bytes() for p in (tmp_path / "pictures").iterdir()}
     assert {f"pictures/{p}" for p in pictures} == set(re.findall(r"\]\((pictures/[^)]*)\)", text))
     assert all(content.startswith(b"\x89PNG") for content in pictures.values()) and "nan" not in text.lower()
     assert len(pictures) == {"kept-dim": 3, "inference": 2, "reduction": 2}[name]
     assert f"{len(records)}, {len(records) / 100:.2f} hours of compute" in text
+    assert "was trained at" not in text
+
+
+def test_rows_that_their_command_would_train_at_another_rate_are_told(tmp_path):
+    experiment, now = EXPERIMENTS["structured"], method_class("lora").learning_rate
+    (lora,) = (e.name for e in experiment.design(384).entrants if e.method == "lora")
+    path = toy_file(tmp_path / "structured.json", experiment, {lora: 0.125})
+    text = write_page(experiment, path).read_text()
+    (note,) = [line for line in text.splitlines() if "was trained at" in line]
+    assert note.startswith(f"- {lora} was trained at a learning rate of 0.125; its default now is {now}, with which")
 
 
 def test_gaps_are_told_not_filled():
@@ -399,7 +502,10 @@ def test_gaps_are_told_not_filled():
     design = Design(families=(Family("Which?", B, (A, C)),), axes=(Axis("x", (("a", A), ("b", B))),))
     sentences = findings(design, Protocol(), records)[0].sentences
     assert not any("ranks" in note for note in findings(design, Protocol(), records)[1])
-    assert "2 of 6 runs" in sentences[0] and "Not measured: bitfit, full" in sentences[0]
+    assert "2 of 6 runs" in sentences[0] and "Not measured: bitfit, full." in sentences[0]
+    empty = [Cell(A.name, "w", 0), Cell(B.name, "u", 7)]
+    first = findings(design, Protocol(), records, empty)[0].sentences[0]
+    assert "2 of 18 runs" in first and "Not measured: bitfit, full, the task w, the seed 7." in first
     assert "x: fewer than two values" in sentences[1] and "Not answered" in sentences[2]
 
 
@@ -418,6 +524,11 @@ def test_rows_as_the_command_line_takes_them_keep_the_rates_of_then():
     ]
     searched = [row("full", "full", then), row("full", "full", 0.25, trial=0)]
     assert rows_of(searched) == ["full"]
+
+
+def test_a_job_that_rows_share_is_paid_once():
+    shared = [{"key": "a", "job_seconds": 3600.0}, {"key": "a", "job_seconds": 3600.0}]
+    assert hours([*shared, {"key": "b", "job_seconds": 1800.0}]) == 1.5
 
 
 def test_the_search_space_and_the_entrants_go_together():

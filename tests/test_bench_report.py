@@ -28,7 +28,7 @@ from viapt.bench.protocol import Protocol
 from viapt.bench.publish import write_report
 from viapt.bench.scores import Score
 from viapt.bench.statistics import Mean, compare, rank
-from viapt.bench.store import FINAL
+from viapt.bench.store import FINAL, Cell, Failure
 from viapt.bench.tables import Column, Table, accuracy_table, comparison_table, latex
 from viapt.cli.bench_report import report
 from viapt.errors import ArtifactError, ConfigError
@@ -392,6 +392,17 @@ def test_other_parts_are_left_out_and_told(tmp_path) -> None:
     scores = drawn(2, 2, 2)
     md, _ = write_report([*scores, replace(scores[0], part="val", value=0.0)], tmp_path, "method-0")
     assert "1 scores of other parts than test are left out" in md.read_text()
+
+
+def test_places_that_stay_empty_are_told(tmp_path) -> None:
+    scores, small = drawn(2, 2, 2), [replace(one, learnable_parameters=5) for one in drawn(1, 2, 2)]
+    empty = [Failure(Cell(f"method-{m}", "task-9", 0), "too dark", "", 1) for m in (0, 1)]
+    empty.append(Failure(Cell("method-0", "task-0", 0, trial=3), "of a search", "", 1))
+    text = write_report(scores, tmp_path, "method-0", failures=empty)[0].read_text()
+    assert "- Not measured: task-9: 2 places: too dark\n" in text and "of a search" not in text
+    scores = [*small, *(one for one in scores if one.method == "method-1")]
+    text = write_report(scores, tmp_path, "method-0", failures=empty, max_parameters=5)[0].read_text()
+    assert "- Not measured: method-0, task-9, seed 0: too dark\n" in text
 
 
 def test_missing_libraries_are_named(tmp_path, monkeypatch) -> None:

@@ -31,7 +31,7 @@ from viapt.bench.plan import Problems
 from viapt.bench.provenance import CODE
 from viapt.bench.records import export, load_records, load_scores, restore, stored_scores
 from viapt.bench.runner import Cell, Progress, continued, run
-from viapt.bench.store import FILE, Store
+from viapt.bench.store import FILE, Failure, Store
 from viapt.data.packaged import load_task, split
 from viapt.data.transforms import eval_transform
 from viapt.device import default_device
@@ -355,6 +355,31 @@ def test_a_job_says_whether_its_settings_diverged(backbone):
     assert not Outcome(**work(replace(job, split_hash="other").to_dict(), 1)).diverged
 
 
+def test_places_of_tasks_that_cannot_be_had_say_why(backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    cached, out = tmp_path / "cache" / "task-silhouettes.safetensors", tmp_path / "out"
+    content = cached.read_bytes()
+    places = {Cell(entrant.name, "silhouettes", seed) for entrant in METHODS for seed in (0, 1)}
+
+    def again() -> tuple[Progress, list[dict[str, Any]], list[Failure]]:
+        progress = run(small_plan(backbone, tasks=["elpv", "silhouettes"]), out, InProcess())
+        with Store(out) as store:
+            assert not store.open_cells()
+            return progress, store.records(), store.failures()
+
+    cached.unlink()
+    progress, records, failures = again()
+    assert (progress.wanted, progress.done, progress.failed) == (4, 4, 0) and len(records) == 4
+    assert {failure.cell for failure in failures} == places and not any(failure.has_job for failure in failures)
+    assert len({failure.cause for failure in failures}) == 1 and len(failures) == 4
+    assert not failures[0].cause.startswith("silhouettes: ")
+    cached.write_bytes(content)
+    progress, records, failures = again()
+    assert (progress.done, progress.skipped) == (4, 4) and len(records) == 8 and not failures
+    cached.unlink()
+    assert again()[1:] == (records, [])  # what was measured stays
+
+
 def test_an_impossible_point_is_a_failed_trial_and_the_search_goes_on(backbone, tmp_path, monkeypatch):
     """Of 24 dimensions, segments are possible that divide it."""
     monkeypatch.setattr("viapt.bench.plan.probes", lambda space: [])
@@ -634,6 +659,26 @@ def test_nodes_that_join_get_jobs_before_others_end(backbone, tmp_path, monkeypa
     monkeypatch.setattr("viapt.bench.runner.LOOK_AGAIN", 0.01)
     engine = Growing()
     assert run(small_plan(backbone), tmp_path, engine, end).done == 4
+
+
+def test_how_things_are_is_shown_while_a_job_goes_on(backbone, tmp_path, monkeypatch):
+    class Slow(InProcess):
+        def submit(self, job: Job) -> Future[dict[str, Any]]:
+            self.first, self.result = Future[dict[str, Any]](), super().submit(job).result()
+            return self.first
+
+    def end(progress: Progress, cell: Cell | None, outcome: Outcome | None) -> None:
+        told.append(outcome)
+        if len(told) == 4:
+            engine.first.set_result(engine.result)
+
+    monkeypatch.setattr("viapt.bench.runner.LOOK_AGAIN", 0.01)
+    told, engine = list[Outcome | None](), Slow()
+    patience = threading.Timer(20, lambda: engine.first.set_result(engine.result))
+    patience.start()
+    assert run(small_plan(backbone, entrants=[METHODS[0]], seeds=[0]), tmp_path, engine, end).done == 1
+    patience.cancel()
+    assert told[:4] == [None] * 4 and told[4]
 
 
 def test_jobs_without_gpus_see_none(backbone, monkeypatch):

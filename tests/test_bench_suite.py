@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 
 import pytest
@@ -12,6 +13,8 @@ from miniatures.community import write_community
 from score_cases import scores_of as made
 from viapt.backbones.base import Preprocessing
 from viapt.bench import provenance
+from viapt.bench.commands import command
+from viapt.bench.protocol import Protocol
 from viapt.bench.publish import write_report
 from viapt.bench.records import load_records, scores_of
 from viapt.bench.search import grid, is_grid
@@ -146,6 +149,35 @@ def test_what_is_refused(viapt, world, arguments, words):
     asked = ["--root", root / "data", "--out", root / "out", "--backbone", backbone, "--image-size", 32]
     code, _, err = viapt("bench", "suite", *asked, *arguments)
     assert code == 2 and words in err and len(err.splitlines()) == 1 and not (root / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("suite", "name", "changes", "settings"),
+    [
+        ("vtab-1k", "vtab-1k", {}, {}),
+        ("hta", "full", {"seeds": (7, 9), "epochs": 3, "normalization": "inception"}, {"weights": "w.safetensors"}),
+        ("fgvc", "fgvc", {"batch_size": 32, "grid": "vpt"}, {"trials": 2, "image_size": 32, "precision": "bfloat16"}),
+    ],
+)
+def test_the_command_that_makes_records_of_a_suite_again(viapt, monkeypatch, suite, name, changes, settings):
+    protocol = suite_protocol(suite, name, changes, SETTINGS | settings)
+    job = {"method": "linear", "training": {"lr": 0.5}}
+    methods, tasks = ("linear(lr=0.5)", "viapt(kept_dim=4)"), [f"{suite}/one", f"{suite}/two"]
+    records = [
+        {"method": method, "task": task, "seed": seed, "trial": -1, "job": job}
+        for method in methods
+        for task in tasks
+        for seed in (7, 9)
+    ]
+    asked = []
+    monkeypatch.setattr("viapt.cli.bench_suite.plan_of", lambda *given: asked.append(given))
+    monkeypatch.setattr("viapt.cli.bench_jobs.carry_out", lambda *_: 0)
+    program, *arguments = shlex.split(command("table", None, Protocol.from_dict(protocol.to_dict()), records), True)
+    code, _, err = viapt(*arguments)
+    assert program == "viapt" and code == 0, err
+    ((of, root, out, given, on, found, *_),) = asked
+    assert (of, str(root), str(out)) == (suite, "DIR", "runs/table") and on == tasks
+    assert given == ["linear:lr=0.5", "viapt:kept_dim=4;lr=0.5"] and found.to_dict() == protocol.to_dict()
 
 
 def test_a_suite_is_planned_for_the_devices_of_a_cluster(viapt, world, monkeypatch):

@@ -19,6 +19,7 @@ from viapt.bench.publish import draw_tasks
 from viapt.bench.records import scores_of
 from viapt.bench.scores import Score
 from viapt.bench.statistics import ALPHA, Comparison, compare, mean_over_seeds, mean_over_tasks
+from viapt.bench.store import Cell as Place
 from viapt.bench.tables import Cell, Column, Table, accuracy_table, by_mean, comparison_table, cost_table
 from viapt.report.rendering import Plot
 
@@ -42,16 +43,19 @@ class Findings:
             getattr(self, name).extend(getattr(other, name))
 
 
-def findings(design: Design, protocol: Protocol, records: Sequence[Record]) -> tuple[Findings, list[str]]:
+def findings(
+    design: Design, protocol: Protocol, records: Sequence[Record], empty: Sequence[Place] = ()
+) -> tuple[Findings, list[str]]:
     """All findings, and what a reader must know of them.
 
     Args:
         records: of the design's entrants, searches left out; at least one.
+        empty: places of the design's entrants without a record, since they failed or could not be had.
     """
     scores = [score for score in scores_of(protocol, list(records)) if score.part == protocol.part]
     grid, found = arrange(scores, protocol.part), Findings()
     names = {entrant.name for entrant in design.entrants}
-    found.sentences.append(coverage(names, grid))
+    found.sentences.append(coverage(names, grid, empty))
     for pair in design.twins:
         found.add(identical(pair[0].name, pair[1].name, records))
     for axis in design.axes:
@@ -68,13 +72,19 @@ def findings(design: Design, protocol: Protocol, records: Sequence[Record]) -> t
     return found, caveats(grid, found.families) if found.families else []
 
 
-def coverage(names: set[str], grid: Grid) -> str:
-    """How much was measured."""
-    runs, lacking = int((~np.isnan(grid.values)).sum()), sorted(names - set(grid.methods))
+def coverage(names: set[str], grid: Grid, empty: Sequence[Place] = ()) -> str:
+    """How much was measured, of all entrants on the tasks and with the seeds that have a record or an empty place."""
+    tasks, seeds = ({getattr(place, name) for place in empty} for name in ("task", "seed"))
+    lacking = [
+        *sorted(names - set(grid.methods)),
+        *(f"the task {task}" for task in sorted(tasks - set(grid.tasks))),
+        *(f"the seed {seed}" for seed in sorted(seeds - set(grid.seeds))),
+    ]
+    runs, wanted = int((~np.isnan(grid.values)).sum()), len(tasks | {*grid.tasks}) * len(seeds | {*grid.seeds})
     missing = f" Not measured: {', '.join(lacking)}." if lacking else ""
     part = {"val": "validation images", "test": "test images"}[grid.part]
     return (
-        f"{runs} of {len(names) * len(grid.tasks) * len(grid.seeds)} runs: {len(grid.methods)} entrants, "
+        f"{runs} of {len(names) * wanted} runs: {len(grid.methods)} entrants, "
         f"{len(grid.tasks)} tasks, {len(grid.seeds)} seeds, measured on {part}.{missing}"
     )
 

@@ -184,7 +184,8 @@ def make_plan(
     problems.refuse()
     assert backbone is not None
     if not facts:
-        raise DataError(f"None of the tasks can be had here: {'; '.join(unavailable.values())}")
+        told = "; ".join(f"{name}: {cause}" for name, cause in unavailable.items())
+        raise DataError(f"None of the tasks can be had here: {told}")
     device = device or default_device().type
     decided = replace(protocol, precision=choose_precision(protocol.precision, device).name)
     return Plan(decided, list(entrants), facts, list(seeds), unavailable, backbone, device)
@@ -264,7 +265,7 @@ def look_at(
             try:
                 found = benchmark_facts(name) if is_benchmark(name) else load_task(name)
             except (FetchError, DataError, OSError) as error:
-                unavailable[name] = f"{name}: {error}"
+                unavailable[name] = str(error)
                 continue
             facts.append(found if isinstance(found, TaskFacts) else facts_of(found, protocol))
     return facts, unavailable
@@ -274,7 +275,7 @@ def prepared(missing: list[str], console: Console) -> dict[str, str]:
     """Fetch or draw packaged tasks that the cache lacks, and show it; those that cannot be had, and why."""
     console.print(f"Not in the cache, and prepared first: {', '.join(missing)}", soft_wrap=True)
     statuses = fetch_all(missing, console)
-    return {name: f"{name}: {status.message}" for name, status in statuses.items() if not status.ready}
+    return {name: status.message for name, status in statuses.items() if not status.ready}
 
 
 def benchmark_facts(name: str) -> TaskFacts:

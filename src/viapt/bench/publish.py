@@ -15,24 +15,29 @@ from viapt.bench import plots
 from viapt.bench.caveats import caveats, on_ranks
 from viapt.bench.grid import Cost, Grid, arrange, costs, listed
 from viapt.bench.scores import Score
+from viapt.bench.shown import by_cause
 from viapt.bench.statistics import Ranking, check_reference, compare, mean_over_tasks, rank
+from viapt.bench.store import FINAL, Failure
 from viapt.bench.suite_tables import suite_notes, suite_tables
 from viapt.bench.tables import Table, accuracy_table, by_mean, comparison_table, cost_table, rank_table
 from viapt.errors import ConfigError
 from viapt.report.plots import Point, accuracy_against_parameters
 from viapt.report.rendering import Plot, check_libraries, render, write_pictures
 
+REFERENCE = "viapt"  # that all others are compared with, unless another is named
+
 
 def write_report(
     scores: Sequence[Score],
     folder: Path,
-    reference: str = "viapt",
+    reference: str = REFERENCE,
     protocol: Mapping[str, Any] | None = None,
     *,
     part: str = "test",
     max_parameters: int | None = None,
     title: str = "Laboratory",
     records: Sequence[dict[str, Any]] = (),
+    failures: Sequence[Failure] = (),
 ) -> tuple[Path, Path]:
     """Write `report.md` with its `pictures`, `report.html`, `scores.csv`, and `tables/*.csv` and `*.tex`.
 
@@ -46,6 +51,7 @@ def write_report(
             report says so.
         title: heading.
         records: that the scores are from; a report of a suite says on which data they were made.
+        failures: why places have no score.
 
     Returns:
         The paths of the two reports, Markdown first.
@@ -71,6 +77,7 @@ def write_report(
     write_pictures(figures, folder)
     write_tables(tables, folder / "tables")
     write_scores(scores, folder / "scores.csv")
+    empty = [(one.cell, one.cause) for one in failures if one.cell.trial == FINAL and one.cell.method not in large]
     left_out = len(scores) - sum(score.part == part for score in scores)
     values = {
         "title": title,
@@ -79,6 +86,7 @@ def write_report(
         "figures": figures,
         "notes": suite_notes(grid, protocol or {}, records)
         + [*caveats(grid, [comparisons]), *on_ranks(grid, ranking)]
+        + [f"Not measured: {line}" for line in by_cause(empty)]
         + ([f"Left out are methods that learn more than {max_parameters:,} numbers: {listed(large)}."] if large else [])
         + ([f"{left_out} scores of other parts than {part} are left out."] if left_out else []),
         "facts": {name: in_words(value) for name, value in (protocol or {}).items()},

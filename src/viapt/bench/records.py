@@ -14,7 +14,7 @@ from typing import Any
 from viapt.bench.jobs import Job, Outcome
 from viapt.bench.protocol import Protocol, differences
 from viapt.bench.scores import Score
-from viapt.bench.store import FILE, FINAL, PLACE, Cell, Store
+from viapt.bench.store import FILE, FINAL, PLACE, Cell, Failure, Store
 from viapt.checkpoint import replace_file
 from viapt.errors import ArtifactError, ConfigError
 
@@ -135,9 +135,39 @@ def checked(path: Path, record: dict[str, Any]) -> tuple[Cell, Job]:
     return cell, job
 
 
-def load_failures(path: Path) -> list[dict[str, Any]]:
-    """The failures in a file that `export` wrote: method, task, seed, trial, cause, times."""
-    return json.loads(path.read_bytes()).get("failures", [])
+def load_failures(path: Path) -> list[Failure]:
+    """The failures in a file that `export` wrote, their traces left out.
+
+    Raises:
+        ArtifactError: one is not whole.
+    """
+    try:
+        found = json.loads(path.read_bytes()).get("failures", [])
+        return [Failure(Cell(*(one[name] for name in PLACE)), one["cause"], "", one["times"]) for one in found]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} holds a failure that is not whole ({error})") from error
+
+
+def failures_at(source: Path) -> list[Failure]:
+    """What failed, by a folder of results or a file that `export` wrote.
+
+    Raises:
+        ConfigError, ArtifactError: see `records_at`.
+    """
+    if not source.is_dir():
+        return load_failures(source)
+    with Store(source) as store:
+        return store.failures()
+
+
+def records_at(source: Path) -> tuple[Protocol, list[dict[str, Any]]]:
+    """Protocol and records of a folder of results, or of a file that `export` wrote.
+
+    Raises:
+        ConfigError: the folder holds none.
+        ArtifactError: they cannot be read.
+    """
+    return stored_records(source) if source.is_dir() else load_records(source)
 
 
 def load_scores(path: Path) -> list[Score]:

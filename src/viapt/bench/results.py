@@ -7,28 +7,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from viapt.bench.caveats import GENERAL
+from viapt.bench.commands import command, rate_of, report_command, tasks_and_seeds
 from viapt.bench.experiments import EXPERIMENTS, Experiment
 from viapt.bench.findings import Record, findings
-from viapt.bench.protocol import Protocol
-from viapt.bench.publish import check_statsmodels, in_words
-from viapt.bench.records import export, load_failures, load_records
-from viapt.bench.shown import remarks
-from viapt.bench.store import FINAL, Store
+from viapt.bench.grid import SHOWN
+from viapt.bench.protocol import Protocol, differences
+from viapt.bench.publish import REFERENCE, check_statsmodels, in_words, write_report
+from viapt.bench.records import export, failures_at, load_failures, load_records, records_at, scores_of
+from viapt.bench.shown import by_cause, remarks
+from viapt.bench.store import FINAL, PLACE, Cell, Failure, Store
 from viapt.bench.suite_tables import data_table
+from viapt.bench.suites import title
 from viapt.checkpoint import replace_file
 from viapt.errors import ArtifactError, ConfigError
 from viapt.methods import METHODS
-from viapt.report.rendering import Plot, check_libraries, render
+from viapt.report.rendering import Plot, check_libraries, markdown_cell, render
 
 OPEN, CLOSE = "<!-- conclusion -->", "<!-- /conclusion -->"
 UNWRITTEN = "Not written yet."
 INDEX = "README.md"
-FLAGS = {"read_test"}
+KEEP = "another folder of results with --results DIR; or --replace, to put the new records in their place"
 
 
 def check_results() -> None:
@@ -41,32 +44,80 @@ def check_results() -> None:
     check_statsmodels()
 
 
-def publish(experiment: Experiment, source: Path, results: Path) -> list[Path]:
+def publish(experiment: Experiment, source: Path, results: Path, *, overwrite: bool = False) -> list[Path]:
     """Write `<experiment>.json`, `<experiment>.md` and pictures, and the index anew.
 
     Args:
         source: a folder of results of `viapt bench`, or a file that `export` wrote, which may be the one that is
             written.
         results: made if it is not there.
+        overwrite: also records that the source lacks, or that are of another protocol.
 
     Returns:
         The paths of records, page and index.
 
     Raises:
-        ConfigError: there are no records of this experiment; a library is not installed.
+        ConfigError: there are no records of this experiment; some that are there would be lost; a library is not
+            installed.
         ArtifactError: records that cannot be read.
     """
     check_results()
     path = results / f"{experiment.name}.json"
-    results.mkdir(parents=True, exist_ok=True)
+    if source.resolve() != path.resolve():
+        protocol, records = records_at(source)
+        if not overwrite:
+            check_protocol(protocol, path)
+            check_kept(records, source, path)
+        write_records(source, path)
+    page = write_page(experiment, path)
+    return [path, page, write_index(results)]
+
+
+def check_protocol(protocol: Protocol, path: Path) -> None:
+    """Refuse to put records of another protocol in the place of those that are there.
+
+    Args:
+        protocol: of the new ones; a precision that is not decided yet may become that of the others.
+
+    Raises:
+        ConfigError: naming the differences.
+        ArtifactError: what is there cannot be read.
+    """
+    if not path.exists():
+        return
+    there, here = load_records(path)[0].to_dict(), protocol.to_dict()
+    if here["precision"] == "auto":
+        here["precision"] = there["precision"]
+    if changed := differences(there, here):
+        raise ConfigError(f"{path} holds records of another protocol: {'; '.join(changed)}", remedy=KEEP)
+
+
+def check_kept(records: Sequence[Record], source: Path, path: Path) -> None:
+    """Refuse to lose records that are there.
+
+    Raises:
+        ConfigError: naming some of them.
+        ArtifactError: what is there cannot be read.
+    """
+    keys = {record["key"] for record in records}
+    there = load_records(path)[1] if path.exists() else []
+    lost = [Cell(*(record[name] for name in PLACE)) for record in there if record["key"] not in keys]
+    if lost:
+        more = " and others" if len(lost) > SHOWN else ""
+        named = "; ".join(map(str, lost[:SHOWN]))
+        raise ConfigError(
+            f"{path} holds {len(lost)} of {len(there)} records that {source} lacks: {named}{more}", remedy=KEEP
+        )
+
+
+def write_records(source: Path, path: Path) -> None:
+    """The records of a folder, or a copy of a file of records."""
     if source.is_dir():
         with Store(source) as store:
             export(store, path)
-    elif source.resolve() != path.resolve():
-        load_records(source)
-        replace_file(path, source.read_bytes())
-    page = write_page(experiment, path)
-    return [path, page, write_index(results)]
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, source.read_bytes())
 
 
 def write_page(experiment: Experiment, path: Path) -> Path:
@@ -92,7 +143,7 @@ def incomplete(path: Path, error: Exception) -> ArtifactError:
 
 
 def contents(
-    experiment: Experiment, protocol: Protocol, records: list[Record], failures: list[dict[str, Any]], path: Path
+    experiment: Experiment, protocol: Protocol, records: list[Record], failures: list[Failure], path: Path
 ) -> dict[str, Any]:
     """What the template of a page wants."""
     design = experiment.design(records[0]["dim"])
@@ -101,9 +152,10 @@ def contents(
     final = [record for record in own if record["trial"] == FINAL]
     if not final:
         raise ConfigError(f"{path} holds no runs of the experiment {experiment.name}")
-    found, notes = findings(design, protocol, final)
+    empty = [failure.cell for failure in failures if failure.cell.trial == FINAL and failure.cell.method in names]
+    found, notes = findings(design, protocol, final, empty)
     others = sorted({record["method"] for record in records} - names)
-    notes = [*notes, *remarks(own)] if notes else [GENERAL[0], *remarks(own)]
+    notes = [*(notes or GENERAL[:1]), *remarks(own), *on_rates(own)]
     if others:
         notes.append(
             f"The records hold others, too, that the experiment does not have (any more): {', '.join(others)}."
@@ -118,10 +170,21 @@ def contents(
         "figures": [replace(figure, name=f"{experiment.name}-{figure.name}") for figure in found.figures],
         "tables": [*found.tables, data_table(own)],
         "notes": notes,
-        "failures": [f"{f['method']}, {f['task']}, seed {f['seed']}: {f['cause']}" for f in failures],
+        "failures": by_cause((failure.cell, failure.cause) for failure in failures),
         "facts": facts | {name: in_words(value) for name, value in protocol.to_dict().items()},
         "marks": (OPEN, CLOSE),
     }
+
+
+def on_rates(records: Sequence[Record]) -> list[str]:
+    """A note on each entrant that its command would train at another learning rate than it was."""
+    rates = dict.fromkeys((one["method"], one["job"]["method"], rate_of(one, records)) for one in records)
+    return [
+        f"{name} was trained at a learning rate of {rate}; its default now is {METHODS[method].learning_rate}, with "
+        "which the command under 'What was run' would train it."
+        for name, method, rate in rates
+        if rate is not None
+    ]
 
 
 def run_facts(
@@ -142,42 +205,9 @@ def run_facts(
     }
 
 
-def tasks_and_seeds(records: Sequence[Record]) -> tuple[list[str], list[int]]:
-    """Of the trainings that count, in order."""
-    tasks = sorted({record["task"] for record in records})
-    return tasks, sorted({record["seed"] for record in records if record["trial"] == FINAL})
-
-
 def hours(records: Sequence[Record]) -> float:
-    """Of all jobs, one after the other."""
-    return sum(record["job_seconds"] for record in records) / 3600
-
-
-def command(name: str, experiment: Experiment | None, protocol: Protocol, records: Sequence[Record]) -> str:
-    """The command that makes the records again, in a folder of their name: a folder has one protocol."""
-    tasks, seeds = tasks_and_seeds(records)
-    parts = [f"viapt bench {experiment.name if experiment else 'run'}", f"--out runs/{name}"]
-    parts.append(f"--tasks {' '.join(tasks)} --seeds {' '.join(map(str, seeds))}")
-    normal = Protocol(**experiment.protocol) if experiment else Protocol()
-    for field in fields(Protocol):
-        value = getattr(protocol, field.name)
-        if value == getattr(normal, field.name) or field.name == "space":
-            continue
-        option = f"--{field.name.replace('_', '-')}"
-        if field.name == "image_sizes":
-            parts.append("--image-size " + " ".join(f"{task}={side}" for task, side in value.items()))
-        else:
-            parts.append(option if field.name in FLAGS else f"{option} {value}")
-    parts += [f"--search {' '.join(map(in_range, protocol.space.items()))}"] if protocol.space else []
-    return " ".join(parts) + ("" if experiment else " --methods " + " ".join(rows_of(records)))
-
-
-def in_range(pair: tuple[str, Any]) -> str:
-    """A part of a search space as `--search` takes it."""
-    name, values = pair
-    if "choices" in values:
-        return f"{name}={','.join(map(str, values['choices']))}"
-    return f"{name}={values['low']}..{values['high']}{':log' if values.get('log') else ''}"
+    """Of all jobs, one after the other; one that several rows share counts once."""
+    return sum({record["key"]: record["job_seconds"] for record in records}.values()) / 3600
 
 
 def conclusion(page: Path) -> str:
@@ -201,7 +231,7 @@ def write_index(results: Path) -> Path:
         ArtifactError: records that cannot be read, or an index without its marks.
     """
     rows, commands = [], []
-    runs: dict[str, Record] = {}  # each once: two tables may show the same ones
+    every: list[Record] = []
     stems = [path.stem for path in sorted(results.glob("*.json"))]
     for stem in dict.fromkeys([*stems, *EXPERIMENTS]):
         path, experiment = results / f"{stem}.json", EXPERIMENTS.get(stem)
@@ -210,8 +240,9 @@ def write_index(results: Path) -> Path:
             commands.append(f"viapt bench {stem} --out runs/{stem}")
             continue
         protocol, records = load_records(path)
-        runs |= {record["key"]: record for record in records}
-        size = f"training images {protocol.train}, epochs {protocol.epochs}, side {protocol.image_size} px"
+        every += records
+        images = title(protocol.suite) if protocol.suite else f"training images {protocol.train}"
+        size = f"{images}, epochs {protocol.epochs}, side {protocol.image_size} px"
         question = experiment.question if experiment else f"A table of methods: {size}."
         pages = [name for name in (f"{stem}.md", f"{stem}/report.md") if (results / name).exists()]
         page = f"[{stem}]({pages[0]})" if pages else stem
@@ -220,32 +251,53 @@ def write_index(results: Path) -> Path:
         if experiment:
             commands.append(f"viapt bench {stem} --from {path.name} --results .  # the page alone")
         else:
-            commands.append(f"viapt bench report {path.name} --out {stem} --part {protocol.part}  # the tables alone")
+            commands.append(report_command(stem, **options_of(results / stem / "report.md", protocol, records)))
     index = results / INDEX
-    total = hours(list(runs.values()))
-    values = {"rows": rows, "commands": commands, "hours": f"{total:.2f}", "conclusion": conclusion(index)}
+    values = {"rows": rows, "commands": commands, "hours": f"{hours(every):.2f}", "conclusion": conclusion(index)}
     write_text(index, "results.md", values | {"marks": (OPEN, CLOSE)})
     return index
 
 
-def rows_of(records: Sequence[Record]) -> list[str]:
-    """The rows of a table as `--methods` takes them; with their learning rate where it was another default's."""
-    return list(dict.fromkeys(as_given(record["method"], rate_of(record, records)) for record in records))
+def write_reports(results: Path) -> list[Path]:
+    """The reports of tables of methods that are there, from records alone and with the options that they had."""
+    written: list[Path] = []
+    for path in sorted(results.glob("*.json")):
+        report = path.with_suffix("") / "report.md"
+        if path.stem not in EXPERIMENTS and report.exists():
+            written += report_on(path, report.parent, **options_of(report, *load_records(path)))
+    return written
 
 
-def rate_of(record: Record, records: Sequence[Record]) -> float | None:
-    """The learning rate of a row, if neither its name nor today's default says it, and no search found it."""
-    rate, method = record["job"]["training"].get("lr"), METHODS.get(record["job"]["method"])
-    searched, said = any(one["trial"] != FINAL for one in records), "lr=" in record["method"]
-    return None if searched or said or method is None or rate == method.learning_rate else rate
+def report_on(source: Path, out: Path, reference: str, part: str, max_parameters: int | None) -> tuple[Path, Path]:
+    """The report of a folder of results, or of a file that `export` wrote.
+
+    Raises:
+        ConfigError, DataError: see `write_report`.
+        ArtifactError: records that cannot be read.
+    """
+    protocol, records = records_at(source)
+    try:
+        facts = run_facts(protocol, records, source.stem) | protocol.to_dict()
+    except (KeyError, TypeError) as error:
+        raise incomplete(source, error) from error
+    options: dict[str, Any] = {"part": part, "max_parameters": max_parameters}
+    made_from: dict[str, Any] = {"records": records, "failures": failures_at(source)}
+    return write_report(scores_of(protocol, records), out, reference, facts, **options, **made_from)
 
 
-def as_given(name: str, rate: float | None = None) -> str:
-    """ "viapt(kept_dim=32, lr=0.01)" as the command line takes it."""
-    method, _, listed = name.partition("(")
-    settings = re.split(r", (?=[a-z_]+=)", listed.removesuffix(")")) if listed else []
-    settings += [] if rate is None else [f"lr={rate}"]
-    return f"'{method}:{';'.join(settings)}'" if settings else method
+def options_of(report: Path, protocol: Protocol, records: Sequence[Record]) -> dict[str, Any]:
+    """How a report that is there was made, in its own words, or how one would be: `reference`, `part` and so on."""
+    options = {"reference": REFERENCE, "part": protocol.part, "max_parameters": None}
+    if not report.exists():
+        return options
+    text = report.read_text(encoding="utf-8")
+    limit = re.search(r"learn more than ([\d,]+) numbers", text)
+    names = sorted({record["method"] for record in records})
+    return {
+        "reference": next((name for name in names if f"The reference is {markdown_cell(name)}." in text), REFERENCE),
+        "part": next((part for part in ("val", "test") if f"measured on the {part} part" in text), protocol.part),
+        "max_parameters": int(limit[1].replace(",", "")) if limit else None,
+    }
 
 
 def write_pictures(figures: Sequence[Plot], folder: Path) -> None:

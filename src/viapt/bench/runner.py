@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from viapt.bench.store import FILE, Cell, Store
 from viapt.errors import ConfigError, DataError
 
 LOCK = ".lock"
-LOOK_AGAIN = 10.0  # seconds after which an engine is asked for room again
+LOOK_AGAIN = 10.0  # seconds after which an engine is asked for room again, and how things are is shown
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run(plan: Plan, folder: Path, engine: Engine, observe: Observer = lambda *_:
     Args:
         folder: of the store, which is made if need be.
         engine: not yet entered.
-        observe: called at the start, and whenever something became of a job.
+        observe: called at the start, whenever something became of a job, and while nothing does every `LOOK_AGAIN`.
 
     Raises:
         ConfigError: another runner is there, or the folder has another protocol, or a search by another Optuna.
@@ -141,15 +142,27 @@ class Run:
     def finish(self) -> Progress:
         """Go on until nothing is left."""
         self.store.expect(dict.fromkeys(self.cells))
+        self.refuse_unavailable()
         self.observe(self.progress, None, None)
         for lane in self.lanes:
             self.go_on(lane)
         self.submit()
         while self.waiting:
-            for future in wait(self.waiting, LOOK_AGAIN, FIRST_COMPLETED).done:
+            done = wait(self.waiting, LOOK_AGAIN, FIRST_COMPLETED).done
+            for future in done:
                 self.take(future)
+            if not done:
+                self.observe(self.progress, None, None)
             self.submit()
         return self.progress
+
+    def refuse_unavailable(self) -> None:
+        """Write down why the places of tasks that cannot be had stay empty; what was measured before stays."""
+        for task, cause in self.plan.unavailable.items():
+            for entrant, seed in product(self.plan.entrants, self.plan.seeds):
+                cell = Cell(entrant.name, task, seed)
+                if not self.store.is_done(cell):
+                    self.store.refuse(cell, cause)
 
     def go_on(self, lane: Lane) -> None:
         """Begin the next steps of a lane, until it has to wait."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -18,14 +19,17 @@ from viapt.bench.store import FINAL, Cell, Store
 from viapt.bench.suites import averages, title
 from viapt.pruning import PRUNING
 
+PAUSE = 0.5  # seconds between two tables
+
 
 def summary(store: Store, protocol: Protocol) -> Table:
     """Mean ± standard deviation over seeds in per cent, by method and task, with how many seeds are there."""
     part = protocol.part
     final = [record for record in store.records() if record["trial"] == FINAL]
-    wanted = [*store.open_cells(), *(failure.cell for failure in store.failures())]
-    places = [(record["method"], record["task"]) for record in final] + [(cell.method, cell.task) for cell in wanted]
-    methods, tasks = (sorted({place[index] for place in places}) for index in (0, 1))
+    failures, begun = store.failures(), store.open_cells()
+    begun += [failure.cell for failure in failures if failure.has_job]
+    methods = sorted({one["method"] for one in final} | {c.method for c in [*begun, *(f.cell for f in failures)]})
+    tasks = sorted({one["task"] for one in final} | {cell.task for cell in begun})  # those that could be had
     headings = averages_of(dict.fromkeys(tasks, 0.0), protocol)
     table = Table("method", "learnable", *tasks, *headings, box=None, pad_edge=False)
     for method in methods:
@@ -114,6 +118,25 @@ def on_trainings(records: list[dict[str, Any]]) -> Iterator[str]:
         yield f"Trained twice, with the epochs of the protocol each time, to be pruned: {', '.join(sorted(pruned))}."
 
 
+def by_cause(causes: Iterable[tuple[Cell, str]]) -> list[str]:
+    """Why places are empty, a line for each task and cause: "elpv: 70 places: it cannot be fetched here"."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell, cause in causes:
+        found.setdefault((cell.task, cause), []).append(cell)
+    return [f"{places(cells)}: {cause}" for (_, cause), cells in found.items()]
+
+
+def places(cells: Sequence[Cell]) -> str:
+    """One of a task by its name; of several what they have in common, and how many they are."""
+    if len(cells) == 1:
+        return str(cells[0])
+    methods, seeds = {cell.method for cell in cells}, sorted({cell.seed for cell in cells})
+    if len(methods) > 1:
+        return f"{cells[0].task}: {len(cells)} places"
+    told = f", seeds {', '.join(map(str, seeds))}" if len(seeds) == len(cells) else ""
+    return f"{cells[0].method}, {cells[0].task}{told}: {len(cells)} places"
+
+
 def heading(protocol: Protocol) -> str:
     """What the numbers are."""
     parts = {"test": "on the test split, read once", "val": "on validation images"}
@@ -134,28 +157,39 @@ class Display:
         self.store, self.protocol, self.console = store, protocol, console
         self.progress = Progress(0)
         self.table: RenderableType = ""
-        self.live = Live(console=console, refresh_per_second=2, get_renderable=self.render)
+        self.made = -math.inf  # when the table was
+        self.live = Live(console=console, refresh_per_second=1 / PAUSE, get_renderable=self.render)
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
             self.live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.console.is_terminal:
+            return
+        try:
+            if kind in (None, KeyboardInterrupt):
+                self.make_table()
+        finally:
             self.live.stop()
 
     def observe(self, progress: Progress, cell: Cell | None, outcome: Outcome | None) -> None:
-        """Show how things are."""
+        """Show how things are; the table, for which all records are read, as they were up to `PAUSE` ago."""
         self.progress = progress
         if self.console.is_terminal:
-            self.table = summary(self.store, self.protocol)
+            if time.monotonic() - self.made >= PAUSE:
+                self.make_table()
         elif cell is not None and outcome is not None:
             self.console.print(
                 f"{progress.wanted - progress.open}/{progress.wanted}  {cell}: {said(outcome, self.protocol)}",
                 markup=False,
                 soft_wrap=True,
             )
+
+    def make_table(self) -> None:
+        """Here, and not in the thread that shows it: the store belongs to this one."""
+        self.table, self.made = summary(self.store, self.protocol), time.monotonic()
 
     def render(self) -> RenderableType:
         """The table, and how far it is."""

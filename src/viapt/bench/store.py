@@ -24,6 +24,7 @@ APPLICATION = 0x76696170  # "viap": tells our files from other programs'
 PATIENCE = 60.0  # seconds that another process may keep the file
 FINAL = -1  # in place of the number of a trial
 PLACE = "method", "task", "seed", "trial"  # of a record in the table
+NO_JOB = "no job: "  # begins the key of a place that has none
 
 SCHEMA = """
 CREATE TABLE protocol (value TEXT NOT NULL);
@@ -66,12 +67,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed, and how often."""
+    """A job that failed, and how often; or why a place has no job."""
 
     cell: Cell
     cause: str
     trace: str
     times: int
+    has_job: bool = True
 
 
 class Store:
@@ -288,9 +290,15 @@ class Store:
 
     def refuse(self, cell: Cell, cause: str) -> None:
         """Write down why a place has no job."""
-        key = f"no job: {cell}"
+        key = f"{NO_JOB}{cell}"
         self.expect({cell: key})
         self.settle(key, Outcome(cause=cause))
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether a place has a record."""
+        question = """SELECT 1 FROM cells JOIN results USING (key)
+                      WHERE method = ? AND task = ? AND seed = ? AND trial = ?"""
+        return bool(self.rows(question, *cell.where))
 
     def records(self) -> list[dict[str, Any]]:
         """What is done: the record of each job with its place in the table, in a stable order."""
@@ -303,10 +311,10 @@ class Store:
     def failures(self) -> list[Failure]:
         """What failed, and was not done since."""
         found = self.rows(
-            """SELECT method, task, seed, trial, cause, trace, times FROM cells JOIN failures USING (key)
+            """SELECT method, task, seed, trial, cause, trace, times, key FROM cells JOIN failures USING (key)
                ORDER BY method, task, seed, trial"""
         )
-        return [Failure(Cell(*row[:4]), *row[4:]) for row in found]
+        return [Failure(Cell(*row[:4]), *row[4:7], has_job=not row[7].startswith(NO_JOB)) for row in found]
 
     def open_cells(self) -> list[Cell]:
         """What was asked for, and is neither done nor failed."""

@@ -17,6 +17,7 @@ from viapt.cli.bench_suite import SuiteOption, suite
 if TYPE_CHECKING:
     from viapt.bench.entrants import Entrant
     from viapt.bench.plan import Problems
+    from viapt.bench.store import Failure
 
 app = typer.Typer(
     cls=SuiteOption,
@@ -66,15 +67,16 @@ def run(
 @app.command()
 def show(folder: Folder) -> None:
     """What is done, what failed and why, what is open; mean ± standard deviation over seeds, by method and task."""
+    from viapt.bench.shown import by_cause
     from viapt.bench.store import Store
     from viapt.tables import say
 
     with Store(folder) as store:
         show_folder(store)
         failures = store.failures()
-    for failure in failures:
-        times = f" ({failure.times} times)" if failure.times > 1 else ""
-        say(f"Failed{times}: {failure.cell}: {failure.cause}")
+    for word, has_job in (("Failed", True), ("No job", False)):
+        mine = [failure for failure in failures if failure.has_job == has_job]
+        say(*(f"{word}: {line}" for line in by_cause((one.cell, told(one)) for one in mine)))
 
 
 @app.command()
@@ -108,6 +110,11 @@ for name, text in HELP.items():
     app.command(name, help=text, cls=ManyValues)(with_options(experiment(name)))
 app.command()(results)
 app.command(cls=ManyValues)(suite)
+
+
+def told(failure: Failure) -> str:
+    """Why, and how often if it was more than once."""
+    return failure.cause + (f" ({failure.times} times)" if failure.times > 1 else "")
 
 
 def parse_all(texts: list[str], parse: Callable[[str], Any], problems: Problems) -> list[Any]:

@@ -41,6 +41,10 @@ def experiment(name: str) -> Callable[..., None]:
             what_option("--from", help="Run nothing: a folder of jobs, or the records in a folder of results."),
         ] = None,
         results: Annotated[Path, what_option(help="Folder for records, page and pictures.")] = RESULTS,
+        replace: Annotated[
+            bool,
+            what_option("--replace", help="Also records there that the new ones lack, or that have another protocol."),
+        ] = False,
         *,
         asked: Asked,
     ) -> None:
@@ -50,11 +54,11 @@ def experiment(name: str) -> Callable[..., None]:
 
         origin, failed = check_source(out, source, asked), 0
         if out is not None:
-            failed = run_jobs(EXPERIMENTS[name], out, asked)
+            failed = run_jobs(EXPERIMENTS[name], out, asked, None if replace else results / f"{name}.json")
             with Store(out) as store:
                 if not store.records():
                     raise typer.Exit(FAILED)
-        for path in publish(EXPERIMENTS[name], origin, results):
+        for path in publish(EXPERIMENTS[name], origin, results, overwrite=replace):
             print(path)
         if failed:
             raise typer.Exit(FAILED)
@@ -83,16 +87,23 @@ def check_source(out: Path | None, source: Path | None, asked: Asked) -> Path:
     return source
 
 
-def run_jobs(chosen: Experiment, out: Path, asked: Asked) -> int:
-    """Check everything, then do the jobs; how many failed."""
+def run_jobs(chosen: Experiment, out: Path, asked: Asked, kept: Path | None) -> int:
+    """Check everything, then do the jobs; how many failed.
+
+    Args:
+        kept: a file of records that will be kept, so that those of another protocol could not be published.
+    """
     from rich.console import Console
 
     from viapt.bench.plan import Problems, make_plan
-    from viapt.bench.results import check_results
+    from viapt.bench.results import check_protocol, check_results
     from viapt.bench.runner import continued
 
     problems = Problems()
     protocol = continued(asked.protocol(problems, **chosen.protocol), out, problems)
+    with problems.collected():
+        if kept and not problems.found:
+            check_protocol(protocol, kept)
     place = asked.place(problems)
     with problems.collected():
         check_results()
@@ -100,6 +111,8 @@ def run_jobs(chosen: Experiment, out: Path, asked: Asked) -> int:
     entrants = chosen.design(width_of(protocol, tasks[0], problems)).entrants
     console, device = Console(stderr=True, highlight=False), place.device if place else None
     plan = make_plan(protocol, entrants, tasks, seeds, problems, console, device)
+    if kept:
+        check_protocol(plan.protocol, kept)  # now that its precision is decided
     assert place is not None
     return carry_out(plan, out, place)
 
@@ -117,9 +130,9 @@ def width_of(protocol: Protocol, task: str, problems: Problems) -> int:
 def results(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of results.")] = RESULTS,
 ) -> None:
-    """Make the pages of all experiments, and the index, from the records in a folder of results."""
+    """Make the pages of all experiments, the reports that are there, and the index, from the records in a folder."""
     from viapt.bench.experiments import EXPERIMENTS
-    from viapt.bench.results import check_results, write_index, write_page
+    from viapt.bench.results import check_results, write_index, write_page, write_reports
 
     check_results()
     if not folder.is_dir():
@@ -128,4 +141,6 @@ def results(
         path = folder / f"{name}.json"
         if path.exists():
             print(write_page(chosen, path))
+    for path in write_reports(folder):
+        print(path)
     print(write_index(folder))

@@ -18,19 +18,18 @@ def carry_out(plan: Plan, out: Path, place: Engine) -> int:
     from rich.console import Console
 
     from viapt.bench.runner import run as run_plan
-    from viapt.bench.shown import Display
+    from viapt.bench.shown import Display, by_cause
     from viapt.bench.store import Store
     from viapt.tables import say
 
-    for reason in plan.unavailable.values():
-        say(f"Not available: {reason}")
+    for task, cause in plan.unavailable.items():
+        say(f"Not available: {task}: {cause}")
     console = Console(stderr=True, highlight=False)
     with Store(out, create=True) as store:
         with Display(store, plan.protocol, console) as display:
             progress = run_plan(plan, out, place, display.observe)
         show_folder(store)
-    for cell, cause in progress.causes.items():
-        say(f"Failed: {cell}: {cause}")
+    say(*(f"Failed: {line}" for line in by_cause(progress.causes.items())))
     return progress.failed
 
 
@@ -44,8 +43,11 @@ def show_folder(store: Store) -> None:
     if protocol is None:
         print_out("nothing was begun")
         return
-    records = store.records()
-    state = f"{len(records)} done, {len(store.failures())} failed, {len(store.open_cells())} open"
+    records, failures = store.records(), store.failures()
+    without_job = sum(not failure.has_job for failure in failures)
+    told = f"{without_job} without a job, " if without_job else ""
+    failed = len(failures) - without_job
+    state = f"{len(records)} done, {failed} failed, {told}{len(store.open_cells())} open"
     done = {record["task"] for record in records}
     missing = without(done, protocol.suite["suite"]) if protocol.suite else []
     print_out(heading(protocol), summary(store, protocol), *missing, *remarks(records), state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,16 +18,7 @@ def report(
     ] = None,
 ) -> None:
     """Write report.md, report.html, and tables as CSV and LaTeX: means, paired tests, ranks, cost."""
-    from viapt.bench.publish import write_report
-    from viapt.bench.records import load_records, scores_of, stored_records
-    from viapt.bench.results import incomplete, run_facts
+    from viapt.bench.results import report_on
 
-    protocol, records = stored_records(source) if source.is_dir() else load_records(source)
-    scores = scores_of(protocol, records)
-    try:
-        facts = run_facts(protocol, records, source.stem) | protocol.to_dict()
-    except (KeyError, TypeError) as error:
-        raise incomplete(source, error) from error
-    options: dict[str, Any] = {"part": part, "max_parameters": max_parameters, "records": records}
-    for path in write_report(scores, out, reference, facts, **options):
+    for path in report_on(source, out, reference, part, max_parameters):
         print(path)
