@@ -124,7 +124,7 @@ def test_jobs_are_planned_for_the_devices_of_a_cluster(bench, backbone, tmp_path
         monkeypatch.setattr(f"viapt.cli.{module}.carry_out", take)
     given = ["--backbone", backbone, "--tasks", "elpv", *SIZES.replace("--threads 1", "").split()]
     given += ["--out", tmp_path / "out", "--engine", "ray", "--address", "head:6379", *more]
-    for command in (["run", "--methods", "linear"], ["corner-cases"]):
+    for command in (["run", "--methods", "linear"], ["corner-cases", "--results", tmp_path / "results"]):
         bench(*command, *given)
         plan, place = taken.pop()
         assert plan.device == device == place.device and place.threads == 1
