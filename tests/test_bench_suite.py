@@ -169,14 +169,14 @@ def test_the_command_that_makes_records_of_a_suite_again(viapt, monkeypatch, sui
         for task in tasks
         for seed in (7, 9)
     ]
-    asked = []
+    asked, outs = [], []
     monkeypatch.setattr("viapt.cli.bench_suite.plan_of", lambda *given: asked.append(given))
-    monkeypatch.setattr("viapt.cli.bench_jobs.carry_out", lambda *_: 0)
+    monkeypatch.setattr("viapt.cli.bench_jobs.carry_out", lambda _, out, __: outs.append(str(out)))
     program, *arguments = shlex.split(command("table", None, Protocol.from_dict(protocol.to_dict()), records), True)
     code, _, err = viapt(*arguments)
     assert program == "viapt" and code == 0, err
-    ((of, root, out, given, on, found, *_),) = asked
-    assert (of, str(root), str(out)) == (suite, "DIR", "runs/table") and on == tasks
+    ((of, root, given, on, found, *_),) = asked
+    assert (of, str(root), outs) == (suite, "DIR", ["runs/table"]) and on == tasks
     assert given == ["linear:lr=0.5", "viapt:kept_dim=4;lr=0.5"] and found.to_dict() == protocol.to_dict()
 
 

@@ -87,7 +87,7 @@ def test_what_fails_in_one_is_raised_in_all(tmp_path: Path) -> None:
     assert main["store"] == other["store"] == ["ArtifactError", "a store is damaged.", "True"]
     assert main["bug"] == ["RuntimeError", "KeyError in process 1: 'colour'", "True"]
     assert other["bug"] == ["KeyError", "'colour'", "True"]
-    assert main["nan"] == other["nan"] and main["nan"][0] == "TrainingError"
+    assert main["nan"] == other["nan"] and main["nan"][0] == "DivergenceError"
     assert "not finite are the images" in main["nan"][1] and "the loss is nan" in main["nan"][1]
     assert main["validation"] == other["validation"] == ["DataError", "photos/2.png is damaged.", "True"]
     assert main["odd validation"] == other["odd validation"]
