@@ -307,15 +307,15 @@ def cells(plan: Plan, entrant: Entrant, task: TaskFacts) -> list[Cell]:
 def steps(plan: Plan, entrant: Entrant, task: TaskFacts) -> Steps:
     """Search, if the protocol says so; then the chosen settings with every seed."""
     chosen: Point | None = {}
-    final = [Cell(entrant.name, task.name, seed) for seed in plan.seeds]
+    cause = "No trial of the search succeeded"
     if plan.protocol.trials:
         try:
             chosen = yield from searched(plan, entrant, task)
         except LostTrialError as lost:
-            yield [Step(cell, None, str(lost)) for cell in final]
-            return
+            chosen, cause = None, str(lost)
+    final = [Cell(entrant.name, task.name, seed) for seed in plan.seeds]
     if chosen is None:
-        yield [Step(cell, None, "No trial of the search succeeded") for cell in final]
+        yield [Step(cell, None, cause) for cell in final]
         return
     at, read = entrant.at(chosen).effective(plan.backbone, chosen), plan.protocol.read_test
     yield [Step(cell, plan.job(at, task, cell.seed, read_test=read)) for cell in final]
